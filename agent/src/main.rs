@@ -1,2 +1,2 @@
-//! Skeleton.
+//! The galen binary: glue over the library.
 fn main() {}

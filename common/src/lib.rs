@@ -1,2 +1,42 @@
-//! Skeleton.
+//! What the kernel side and the agent say to each other: wire records, map and program names, constants.
+//!
+//! Invariant: every struct here is `#[repr(C)]`, has no padding, holds only integers and arrays of
+//! integers, and has its size asserted, so that any byte pattern of the right length is a valid value.
+//! This crate is built for two targets; it must not depend on aya, serde or `std`, and does no I/O.
 #![no_std]
+
+pub mod accounting;
+pub mod file_write;
+pub mod globals;
+pub mod histogram;
+pub mod oom_kill;
+pub mod record;
+pub mod tcp_connect;
+
+pub use record::{Header, RecordKind, TASK_COMM_LEN};
+
+/// Version of everything in this crate that both sides must agree on. A pin or a recording of another
+/// version is never read.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Names of the kernel maps. The kernel keeps 15 bytes of a name.
+pub mod map_names {
+    /// Array of ring buffers, one for each CPU up to [`crate::globals::RINGS_MAX`].
+    pub const EVENT_RINGS: &str = "EVENT_RINGS";
+    /// The ring that only OOM records use; each record wakes the reader.
+    pub const OOM_RING: &str = "OOM_RING";
+    /// Per-CPU counters of what became of each event, see [`crate::accounting`].
+    pub const FATES: &str = "FATES";
+    /// Connects under way, by socket address.
+    pub const CONNECT_STARTS: &str = "CONNECT_STARTS";
+    /// Exact connect counters and latency histogram, by [`crate::record::CgroupKey`].
+    pub const CONNECT_STATS: &str = "CONNECT_STATS";
+    /// Writes under way, by thread id.
+    pub const WRITE_STARTS: &str = "WRITE_STARTS";
+    /// Exact write counters and latency histogram, by [`crate::record::CgroupKey`].
+    pub const WRITE_STATS: &str = "WRITE_STATS";
+    /// Failed writes by cgroup and errno.
+    pub const WRITE_ERRORS: &str = "WRITE_ERRORS";
+    /// Files already reported as touched, by cgroup, device and inode.
+    pub const TOUCHED_FILES: &str = "TOUCHED_FILES";
+}

@@ -1,0 +1,344 @@
+//! The configuration: one YAML file, all of it optional.
+//!
+//! As typed ([`Config`]) it holds what the file, the environment and the flags said, with defaults for the
+//! rest. Invariant: a value that got here is within its limits; nothing later needs to check it again.
+
+mod units;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+pub use units::{Bytes, Span};
+
+/// The whole configuration.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where the HTTP listener listens.
+    pub listen: SocketAddr,
+    /// The node's name in every event; default: the host's name.
+    pub node: Option<String>,
+    /// What is printed on standard output.
+    pub output: Output,
+    /// Where the journal, checkpoints and incidents are kept.
+    pub state_dir: PathBuf,
+    /// The kernel core.
+    pub kernel: Kernel,
+    /// Health rules over what the kernel counts.
+    pub health: Health,
+    /// Fault rules.
+    pub faults: Faults,
+    /// Healing.
+    pub healing: Healing,
+    /// Where the host's file systems are mounted, for an agent in a container.
+    pub host: Host,
+    /// `/metrics`.
+    pub metrics: Metrics,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 9936)),
+            node: None,
+            output: Output::default(),
+            state_dir: PathBuf::from("/var/lib/galen"),
+            kernel: Kernel::default(),
+            health: Health::default(),
+            faults: Faults::default(),
+            healing: Healing::default(),
+            host: Host::default(),
+            metrics: Metrics::default(),
+        }
+    }
+}
+
+/// Form of what is printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Output {
+    /// Lines for people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+    /// Nothing.
+    None,
+}
+
+/// The kernel core.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Kernel {
+    /// Which kind of hook to use; `auto` takes the best that this kernel grants.
+    pub variant: Variant,
+    /// Bytes of all event rings together; split evenly over the CPUs, in powers of two, 64 KiB at least.
+    pub ring_bytes: Bytes,
+    /// Bytes of the ring for OOM records.
+    pub oom_ring_bytes: Bytes,
+    /// Cgroups that have counters of their own; those beyond are counted together as `other`.
+    pub cgroups_max: u32,
+    /// How often the rings are drained when nothing wakes the agent.
+    pub drain_interval: Span,
+    /// How often the kernel's counters are read: the window of health and fault rules.
+    pub window: Span,
+    /// The TCP connect probe.
+    pub tcp_connect: TcpConnect,
+    /// The file write probe.
+    pub file_write: FileWrite,
+    /// The OOM kill probe.
+    pub oom_kill: OomKill,
+}
+
+impl Default for Kernel {
+    fn default() -> Self {
+        Self {
+            variant: Variant::Auto,
+            ring_bytes: Bytes::kib(1024),
+            oom_ring_bytes: Bytes::kib(64),
+            cgroups_max: 1024,
+            drain_interval: Span::millis(100),
+            window: Span::secs(1),
+            tcp_connect: TcpConnect::default(),
+            file_write: FileWrite::default(),
+            oom_kill: OomKill::default(),
+        }
+    }
+}
+
+/// Kinds of hook, the best first.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize, clap::ValueEnum,
+)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum Variant {
+    /// The best that loads.
+    #[default]
+    Auto,
+    /// Raw tracepoints whose arguments have types from BTF.
+    TpBtf,
+    /// Raw tracepoints.
+    RawTp,
+    /// Classic tracepoints.
+    Tracepoint,
+}
+
+/// Which events become records and are printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Emit {
+    /// Only what is notable.
+    #[default]
+    Notable,
+    /// All of them.
+    All,
+    /// None: metrics only.
+    None,
+}
+
+/// The TCP connect probe.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TcpConnect {
+    /// Whether it is loaded.
+    pub enabled: bool,
+    /// Which connects have an event of their own.
+    pub emit: Emit,
+    /// A connect is slow, and so notable, from here on.
+    pub slow: Span,
+}
+
+impl Default for TcpConnect {
+    fn default() -> Self {
+        Self { enabled: true, emit: Emit::Notable, slow: Span::millis(1000) }
+    }
+}
+
+/// The file write probe.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FileWrite {
+    /// Whether it is loaded.
+    pub enabled: bool,
+    /// Which writes have an event of their own.
+    pub emit: Emit,
+    /// A write is slow, and so notable, from here on.
+    pub slow: Span,
+    /// Whether the first write of a cgroup to a file is notable.
+    pub first_touch: bool,
+    /// Files whose first touch is remembered; the longest unused are forgotten first.
+    pub touched_files_max: u32,
+}
+
+impl Default for FileWrite {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            emit: Emit::Notable,
+            slow: Span::millis(100),
+            first_touch: true,
+            touched_files_max: 8192,
+        }
+    }
+}
+
+/// The OOM kill probe.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OomKill {
+    /// Whether it is loaded.
+    pub enabled: bool,
+}
+
+impl Default for OomKill {
+    fn default() -> Self {
+        Self { enabled: true }
+    }
+}
+
+/// Health rules over what the kernel counts.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Health {
+    /// How long an OOM kill keeps its subject unhealthy.
+    pub oom_hold: Span,
+    /// Bad windows in a row before a subject is worse.
+    pub worse_after: u32,
+    /// Good windows in a row before it is better.
+    pub better_after: u32,
+    /// Subjects that are kept; the longest healthy are forgotten first.
+    pub subjects_max: usize,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self { oom_hold: Span::secs(60), worse_after: 3, better_after: 10, subjects_max: 4096 }
+    }
+}
+
+/// Fault rules: each is checked once a window, and three breaches in a row make a signal.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Faults {
+    /// Breaches in a row that make a signal.
+    pub breaches: u32,
+    /// Windows in a row under the threshold before the same signal can come again.
+    pub rearm_after: u32,
+    /// Share of a window's connects that failed.
+    pub connect_failures: Ratio,
+    /// Share of a window's writes that failed.
+    pub write_errors: Ratio,
+    /// Share of a window's writes that were slow.
+    pub write_slow: Ratio,
+}
+
+impl Default for Faults {
+    fn default() -> Self {
+        Self {
+            breaches: 3,
+            rearm_after: 10,
+            connect_failures: Ratio { ratio: 0.5, min_count: 3 },
+            write_errors: Ratio { ratio: 0.01, min_count: 1 },
+            write_slow: Ratio { ratio: 0.1, min_count: 3 },
+        }
+    }
+}
+
+/// A share, and how many there must be in a window for it to count.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ratio {
+    /// A breach from this share on, 0 to 1.
+    pub ratio: f64,
+    /// And at least this many in the window.
+    pub min_count: u64,
+}
+
+/// Healing.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Healing {
+    /// Policy files; `*` and `?` match within a folder.
+    pub policies: Vec<String>,
+    /// Whether anything is done.
+    pub mode: Mode,
+    /// Programs that `host/exec` may run, as absolute paths.
+    pub exec_allow: Vec<PathBuf>,
+    /// Limits over all policies.
+    pub limits: Limits,
+}
+
+/// Whether decided actions are carried out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Everything but the act itself.
+    #[default]
+    DryRun,
+    /// Each action waits for a person.
+    Approve,
+    /// At once.
+    Auto,
+}
+
+/// Limits over all policies.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Actions of one policy in an hour.
+    pub per_policy_per_hour: u32,
+    /// Actions on one subject in an hour, all policies.
+    pub per_subject_per_hour: u32,
+    /// Actions at once, all policies.
+    pub max_concurrent: u32,
+    /// An action that has no timeout of its own ends after this.
+    pub action_timeout: Span,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            per_policy_per_hour: 60,
+            per_subject_per_hour: 20,
+            max_concurrent: 8,
+            action_timeout: Span::secs(10),
+        }
+    }
+}
+
+/// Where the host's file systems are mounted.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Host {
+    /// procfs.
+    pub proc: PathBuf,
+    /// sysfs, for the kernel's BTF.
+    pub sys: PathBuf,
+    /// tracefs; default: where it is mounted.
+    pub tracefs: Option<PathBuf>,
+    /// Root of the cgroup mounts.
+    pub cgroup: PathBuf,
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Self { proc: "/proc".into(), sys: "/sys".into(), tracefs: None, cgroup: "/sys/fs/cgroup".into() }
+    }
+}
+
+/// `/metrics`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    /// Series of one family with identity labels; the rest is summed into `other` and counted.
+    pub series_max: usize,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self { series_max: 1000 }
+    }
+}

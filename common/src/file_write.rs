@@ -1,0 +1,143 @@
+//! Wire records of the file write probe.
+
+use crate::histogram::BUCKETS;
+use crate::record::Header;
+
+/// Why a write has a record of its own. On the wire a `u32`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum Reason {
+    /// The first write of this cgroup to this file since the file was last forgotten.
+    FirstTouch = 1,
+    /// It took at least the configured threshold.
+    Slow = 2,
+    /// It failed.
+    Error = 3,
+    /// All writes are wanted.
+    All = 4,
+}
+
+impl Reason {
+    /// The name that users see.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::FirstTouch => "first_touch",
+            Self::Slow => "slow",
+            Self::Error => "error",
+            Self::All => "all",
+        }
+    }
+}
+
+impl TryFrom<u32> for Reason {
+    type Error = u32;
+
+    fn try_from(value: u32) -> Result<Self, u32> {
+        match value {
+            1 => Ok(Self::FirstTouch),
+            2 => Ok(Self::Slow),
+            3 => Ok(Self::Error),
+            4 => Ok(Self::All),
+            other => Err(other),
+        }
+    }
+}
+
+/// Bytes kept of a file's path below the root of its filesystem.
+pub const PATH_BYTES: usize = 256;
+/// Components of a path that are followed upwards.
+pub const PATH_DEPTH: usize = 16;
+
+/// One write that returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct FileWriteRecord {
+    /// Common part; the task is the one that wrote.
+    pub header: Header,
+    /// Entering the call to leaving it, nanoseconds.
+    pub latency_ns: u64,
+    /// Inode number.
+    pub inode: u64,
+    /// Bytes that the call returned, or the negative errno.
+    pub returned: i64,
+    /// Device as the kernel holds it (`super_block.s_dev`: 12 bits major, 20 bits minor).
+    pub dev: u32,
+    /// The descriptor that was written to.
+    pub fd: i32,
+    /// A [`Reason`] as its number.
+    pub reason: u32,
+    /// Bytes of `path` in use; 0 when the path is not known.
+    pub path_len: u32,
+    /// Names of the path from the file upwards, each ended by a NUL: `c\0b\0a\0` is `/a/b/c` below the
+    /// root of the filesystem. Without the last names when they did not fit.
+    pub path: [u8; PATH_BYTES],
+}
+
+/// What is kept from entering a write until it returns, in the slot of the thread id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct WriteStart {
+    /// Thread that owns the slot; 0 for none.
+    pub tid: u32,
+    /// The descriptor that is written to.
+    pub fd: i32,
+    /// CLOCK_MONOTONIC, nanoseconds.
+    pub time_mono_ns: u64,
+    /// Inode number.
+    pub inode: u64,
+    /// Address of the file's `struct dentry`.
+    pub dentry: u64,
+    /// `super_block.s_dev`.
+    pub dev: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Slots for writes under way; thread ids that are equal modulo this number share a slot.
+pub const WRITE_SLOTS: u32 = 1 << 16;
+
+/// Exact counters of one cgroup and shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct WriteStats {
+    /// Writes that returned zero or more.
+    pub writes: u64,
+    /// The bytes that they returned.
+    pub bytes: u64,
+    /// Writes that failed.
+    pub errors: u64,
+    /// Sum of the latencies of the writes that did not fail, nanoseconds.
+    pub latency_sum_ns: u64,
+    /// The writes that did not fail by latency in nanoseconds, see [`crate::histogram`].
+    pub latency_ns: [u64; BUCKETS],
+}
+
+/// Key of the failed writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct WriteErrorKey {
+    /// Cgroup of the task that wrote.
+    pub cgroup_id: u64,
+    /// Positive errno.
+    pub errno: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Key of the files that were already reported as touched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct TouchedFileKey {
+    /// Cgroup of the task that wrote.
+    pub cgroup_id: u64,
+    /// Inode number.
+    pub inode: u64,
+    /// `super_block.s_dev`.
+    pub dev: u64,
+}
+
+const _: () = assert!(size_of::<FileWriteRecord>() == 56 + 40 + PATH_BYTES);
+const _: () = assert!(size_of::<WriteStart>() == 40);
+const _: () = assert!(size_of::<WriteStats>() == 32 + 8 * BUCKETS);
+const _: () = assert!(size_of::<WriteErrorKey>() == 16 && size_of::<TouchedFileKey>() == 24);

@@ -1,0 +1,32 @@
+//! Constants that the agent writes into the kernel side before it is loaded.
+//!
+//! They sit in the read-only data of the object, so the verifier knows their values and removes what
+//! a kernel lacks. An offset that is [`ABSENT`] stands for a member that this kernel does not have.
+
+/// Value of an offset whose member this kernel does not have.
+pub const ABSENT: u64 = u64::MAX;
+
+/// Most rings that are ever made; CPUs beyond share them.
+pub const RINGS_MAX: u32 = 64;
+
+/// Which cgroup an event is charged to.
+pub mod cgroup_source {
+    /// No way to tell on this kernel.
+    pub const NONE: u64 = 0;
+    /// The one of the v2 hierarchy.
+    pub const V2: u64 = 1;
+    /// The one of the v1 memory controller.
+    pub const V1_MEMORY: u64 = 2;
+    /// The one of the v2 hierarchy unless that is the root, else the v1 memory controller's.
+    pub const HYBRID: u64 = 3;
+}
+
+/// Which events become records.
+pub mod emit {
+    /// Only what is notable.
+    pub const NOTABLE: u64 = 0;
+    /// Every event.
+    pub const ALL: u64 = 1;
+    /// None: counters only.
+    pub const NONE: u64 = 2;
+}

@@ -1,0 +1,159 @@
+//! Wire records of the TCP connect probe.
+
+use crate::histogram::BUCKETS;
+use crate::record::{Header, TASK_COMM_LEN};
+
+/// `TCP_ESTABLISHED` (include/net/tcp_states.h).
+pub const TCP_ESTABLISHED: i32 = 1;
+/// `TCP_SYN_SENT` (include/net/tcp_states.h).
+pub const TCP_SYN_SENT: i32 = 2;
+/// `AF_INET` (include/linux/socket.h).
+pub const AF_INET: u16 = 2;
+/// `AF_INET6` (include/linux/socket.h).
+pub const AF_INET6: u16 = 10;
+
+/// How a connect ended. Index into [`ConnectStats::outcomes`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u32)]
+pub enum Outcome {
+    /// The handshake was completed.
+    Established = 0,
+    /// The peer answered with RST (ECONNREFUSED).
+    Refused = 1,
+    /// No answer in time (ETIMEDOUT).
+    TimedOut = 2,
+    /// No way there (EHOSTUNREACH, ENETUNREACH, EHOSTDOWN, ENETDOWN, EACCES, ENOPROTOOPT).
+    Unreachable = 3,
+    /// ECONNRESET or EPIPE.
+    Reset = 4,
+    /// The caller gave up: closed, interrupted or disconnected before an answer.
+    Aborted = 5,
+    /// Any other error.
+    Other = 6,
+}
+
+impl Outcome {
+    /// All outcomes, in the order of their indices.
+    pub const ALL: [Self; 7] = [
+        Self::Established,
+        Self::Refused,
+        Self::TimedOut,
+        Self::Unreachable,
+        Self::Reset,
+        Self::Aborted,
+        Self::Other,
+    ];
+
+    /// The outcome of a connect that left SYN_SENT for `new_state` while the socket's error was `errno`
+    /// (positive; 0 for none).
+    #[inline(always)]
+    #[must_use]
+    pub fn from_exit(new_state: i32, errno: u32) -> Self {
+        if new_state == TCP_ESTABLISHED {
+            return Self::Established;
+        }
+        // Numbers of include/uapi/asm-generic/errno.h, the same on all architectures that run Rust eBPF.
+        match errno {
+            0 => Self::Aborted,
+            111 => Self::Refused,
+            110 => Self::TimedOut,
+            113 | 101 | 112 | 100 | 13 | 92 => Self::Unreachable,
+            104 | 32 => Self::Reset,
+            _ => Self::Other,
+        }
+    }
+
+    /// The name that users see.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Established => "established",
+            Self::Refused => "refused",
+            Self::TimedOut => "timed_out",
+            Self::Unreachable => "unreachable",
+            Self::Reset => "reset",
+            Self::Aborted => "aborted",
+            Self::Other => "other",
+        }
+    }
+}
+
+impl TryFrom<u32> for Outcome {
+    type Error = u32;
+
+    fn try_from(value: u32) -> Result<Self, u32> {
+        Self::ALL.get(value as usize).copied().ok_or(value)
+    }
+}
+
+/// One connect that ended. Addresses and ports are in network byte order as the kernel holds them,
+/// except `sport`, which is in host order there (`skc_num`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct TcpConnectRecord {
+    /// Common part; the task is the one that called `connect`.
+    pub header: Header,
+    /// SYN_SENT to leaving it, nanoseconds; [`LATENCY_UNKNOWN_NS`] when the start was not seen.
+    pub latency_ns: u64,
+    /// Source address; IPv4 in the first four bytes.
+    pub saddr: [u8; 16],
+    /// Destination address; IPv4 in the first four bytes.
+    pub daddr: [u8; 16],
+    /// `AF_INET` or `AF_INET6`.
+    pub family: u16,
+    /// Source port, host byte order.
+    pub sport: u16,
+    /// Destination port, host byte order.
+    pub dport: u16,
+    /// Zero.
+    pub reserved: u16,
+    /// An [`Outcome`] as its number.
+    pub outcome: u32,
+    /// The socket's error as a positive number; 0 for none.
+    pub errno: u32,
+    /// SYNs sent again.
+    pub syn_retransmits: u32,
+    /// Zero.
+    pub reserved2: u32,
+}
+
+/// The latency of an event whose start was not seen.
+pub const LATENCY_UNKNOWN_NS: u64 = u64::MAX;
+
+/// What is kept from SYN_SENT until the connect ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct ConnectStart {
+    /// CLOCK_MONOTONIC, nanoseconds.
+    pub time_mono_ns: u64,
+    /// Cgroup of the task that connects.
+    pub cgroup_id: u64,
+    /// Process id.
+    pub pid: u32,
+    /// Thread id.
+    pub tid: u32,
+    /// User id.
+    pub uid: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// Command name.
+    pub comm: [u8; TASK_COMM_LEN],
+}
+
+/// Exact counters of one cgroup and shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct ConnectStats {
+    /// Connects by [`Outcome`].
+    pub outcomes: [u64; 8],
+    /// SYNs sent again.
+    pub syn_retransmits: u64,
+    /// Sum of the latencies in `latency_us`, nanoseconds, established connects only.
+    pub latency_sum_ns: u64,
+    /// Established connects by latency in microseconds, see [`crate::histogram`].
+    pub latency_us: [u64; BUCKETS],
+}
+
+const _: () = assert!(size_of::<TcpConnectRecord>() == 56 + 8 + 32 + 8 + 16);
+const _: () = assert!(size_of::<ConnectStart>() == 48);
+const _: () = assert!(size_of::<ConnectStats>() == 80 + 8 * BUCKETS);
