@@ -4,6 +4,7 @@
 //! the output, never empty and never zero.
 
 mod time;
+mod totals;
 mod window;
 
 use std::sync::Arc;
@@ -14,6 +15,7 @@ pub use galen_common::accounting::Probe;
 pub use galen_common::file_write::Reason;
 pub use galen_common::tcp_connect::Outcome;
 pub use time::WallTime;
+pub use totals::{CgroupTotals, Histogram, ProbeFates, ProbeInfo, ProgramTotals, Totals};
 pub use window::{SubjectWindow, Tick};
 
 /// One event, as it is printed (one JSON object a line) and handed to every consumer.
