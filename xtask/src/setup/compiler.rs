@@ -77,15 +77,16 @@ fn candidates() -> Vec<(PathBuf, String)> {
     if let Some(sysroot) = sysroot(Command::new("rustc").args(["--print", "sysroot"])) {
         add(sysroot.join("bin/rustc"), "the active toolchain");
     }
-    if process::find("rustup").is_some() {
-        let mut nightly = Command::new("rustup");
-        nightly.args(["run", "nightly", "rustc", "--print", "sysroot"]);
-        if let Some(sysroot) = sysroot(&mut nightly) {
-            add(sysroot.join("bin/rustc"), "rustup's nightly");
-        }
+    if let Some(sysroot) = nightly_sysroot() {
+        add(sysroot.join("bin/rustc"), "rustup's nightly");
     }
     add(PathBuf::from("/usr/bin/rustc"), "the system's package");
     found
+}
+
+fn nightly_sysroot() -> Option<PathBuf> {
+    process::find("rustup")?;
+    sysroot(Command::new("rustup").args(["run", "nightly", "rustc", "--print", "sysroot"]))
 }
 
 fn sysroot(command: &mut Command) -> Option<PathBuf> {
@@ -125,10 +126,15 @@ fn check(rustc: &Path, origin: &str) -> Result<Compiler> {
 
 fn install(refused: &[String]) -> Result<()> {
     eprintln!("setup: no compiler for eBPF yet: {}", refused.join("; "));
-    if process::find("rustup").is_some() {
-        eprintln!("setup: asking rustup for the component rust-src of the active toolchain");
+    // Only a nightly that is there already is completed: a whole toolchain, or a change of the one the
+    // user works with, is theirs to decide.
+    if nightly_sysroot().is_some() {
+        eprintln!("setup: asking rustup for the component rust-src of its nightly");
         let mut rustup = Command::new("rustup");
-        if process::within(rustup.args(["component", "add", "rust-src"]), RUSTUP_LIMIT)? {
+        if process::within(
+            rustup.args(["component", "add", "rust-src", "--toolchain", "nightly"]),
+            RUSTUP_LIMIT,
+        )? {
             return Ok(());
         }
         eprintln!("setup: rustup could not fetch rust-src; taking the system's packages instead");
