@@ -50,7 +50,8 @@ trap 'exit 130' INT TERM
 
 # The host's own sources of Debian packages reach whatever mirror this network has.
 debian_sources() {
-    grep -lsE "^[^#]*[ /]debian(-security)?(/| |$)" /etc/apt/sources.list /etc/apt/sources.list.d/* |
+    # Either of the two places may be missing, which is no failure.
+    { grep -lsE "^[^#]*[ /]debian(-security)?(/| |$)" /etc/apt/sources.list /etc/apt/sources.list.d/* || true; } |
         while read -r file; do
             if grep -q "$suite" "$file"; then echo "$file"; fi
         done

@@ -29,15 +29,22 @@ pub(crate) fn ensure(packages: &[&str], purpose: &str) -> Result<()> {
     eprintln!("setup: installing {} ({purpose}), some minutes at most", missing.join(" "));
     // The lists may be absent in a container and too old on a host: they are fetched only where the
     // install without them does not go through.
-    let mut done = have_lists() && install(&missing)?;
-    if !done {
-        eprintln!("setup: fetching the package lists");
-        done = apt(&["update"])? && install(&missing)?;
-    }
+    let done = (have_lists() && install(&missing)?) || install_newest(&missing)?;
     if !done {
         bail!("{purpose} could not be installed; as root: apt-get update && {by_hand}");
     }
     Ok(())
+}
+
+/// Fetches the lists, then installs `packages`, or a newer version of those that are there.
+///
+/// For what is of use from some version on: lists without the security updates offer an older one.
+pub(crate) fn install_newest(packages: &[&str]) -> Result<bool> {
+    eprintln!("setup: fetching the package lists");
+    // One source that does not answer is no reason to give up: the others may have what is needed.
+    apt(&["update"])?;
+    eprintln!("setup: installing {}", packages.join(" "));
+    install(packages)
 }
 
 fn missing<'a>(packages: &[&'a str]) -> Vec<&'a str> {

@@ -142,8 +142,12 @@ fn install(refused: &[String]) -> Result<()> {
     if !apt::available() {
         bail!(nothing_serves(refused));
     }
-    // Debian's compiler for its browsers is kept recent in stable releases, unlike its plain rustc.
-    apt::ensure(&["rustc-web", "rust-web-src"], "a compiler with the sources of its core library")
+    // Debian's compiler for its browsers is kept recent in stable releases, unlike its plain rustc; the
+    // recent one is among the security updates.
+    if !apt::install_newest(&["rustc-web", "rust-web-src"])? {
+        bail!(nothing_serves(refused));
+    }
+    Ok(())
 }
 
 fn nothing_serves(refused: &[String]) -> String {
