@@ -41,7 +41,7 @@ pub fn emit<T: 'static>(probe: Probe, fill: impl FnOnce(*mut T)) {
     // SAFETY: the helper has no conditions.
     let cpu = unsafe { bpf_get_smp_processor_id() };
     let rings = get(&RINGS) as u32;
-    let index = if rings.is_power_of_two() { cpu & (rings - 1) } else { cpu % rings };
+    let index = cpu.checked_rem(rings).unwrap_or(0);
     let Some(ring) = EVENT_RINGS.get(index) else {
         count(probe, Fate::NoRing);
         return;

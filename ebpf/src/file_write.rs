@@ -81,14 +81,14 @@ pub fn file_write_exit_raw(ctx: RawTracePointContext) -> i32 {
 #[tracepoint(category = "syscalls", name = "sys_enter_write")]
 pub fn file_write_enter_tp(ctx: TracePointContext) -> i32 {
     // SAFETY: the offset is that of the tracepoint's format file.
-    enter::<Probe>(unsafe { Direct::member::<u64>(ctx.as_ptr().cast(), &settings::OFF_TP_FD) } as i32);
+    enter::<Probe>(unsafe { Probe::member::<u64>(ctx.as_ptr().cast(), &settings::OFF_TP_FD) } as i32);
     0
 }
 
 #[tracepoint(category = "syscalls", name = "sys_exit_write")]
 pub fn file_write_exit_tp(ctx: TracePointContext) -> i32 {
     // SAFETY: the offset is that of the tracepoint's format file.
-    exit::<Probe>(unsafe { Direct::member::<i64>(ctx.as_ptr().cast(), &settings::OFF_TP_RET) });
+    exit::<Probe>(unsafe { Probe::member::<i64>(ctx.as_ptr().cast(), &settings::OFF_TP_RET) });
     0
 }
 

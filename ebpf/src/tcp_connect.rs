@@ -94,32 +94,32 @@ pub fn tcp_connect_tp(ctx: TracePointContext) -> i32 {
     // SAFETY: the offsets are those of the tracepoint's format file.
     unsafe {
         let record = ctx.as_ptr().cast::<u8>().cast_const();
-        let new_state: i32 = Direct::member(record, &settings::OFF_TP_NEWSTATE);
-        let old_state: i32 = Direct::member(record, &settings::OFF_TP_OLDSTATE);
+        let new_state: i32 = Probe::member(record, &settings::OFF_TP_NEWSTATE);
+        let old_state: i32 = Probe::member(record, &settings::OFF_TP_OLDSTATE);
         if new_state != TCP_SYN_SENT && old_state != TCP_SYN_SENT {
             return 0;
         }
-        let protocol: u16 = Direct::member(record, &settings::OFF_TP_PROTOCOL);
+        let protocol: u16 = Probe::member(record, &settings::OFF_TP_PROTOCOL);
         if protocol != IPPROTO_TCP {
             return 0;
         }
-        let sk: u64 = Direct::member(record, &settings::OFF_TP_SKADDR);
+        let sk: u64 = Probe::member(record, &settings::OFF_TP_SKADDR);
         if new_state == TCP_SYN_SENT {
             start::<Probe>(sk);
             return 0;
         }
         let mut at_end = Endpoints {
-            family: Direct::member(record, &settings::OFF_TP_FAMILY),
-            sport: Direct::member(record, &settings::OFF_TP_SPORT),
-            dport: Direct::member(record, &settings::OFF_TP_DPORT),
+            family: Probe::member(record, &settings::OFF_TP_FAMILY),
+            sport: Probe::member(record, &settings::OFF_TP_SPORT),
+            dport: Probe::member(record, &settings::OFF_TP_DPORT),
             saddr: [0; 16],
             daddr: [0; 16],
             errno: 0,
             syn_retransmits: 0,
         };
         if at_end.family == AF_INET {
-            set_v4(&mut at_end.saddr, Direct::member(record, &settings::OFF_TP_SADDR));
-            set_v4(&mut at_end.daddr, Direct::member(record, &settings::OFF_TP_DADDR));
+            set_v4(&mut at_end.saddr, Probe::member(record, &settings::OFF_TP_SADDR));
+            set_v4(&mut at_end.daddr, Probe::member(record, &settings::OFF_TP_DADDR));
         } else {
             at_end.saddr = Probe::member(record, &settings::OFF_TP_SADDR_V6);
             at_end.daddr = Probe::member(record, &settings::OFF_TP_DADDR_V6);

@@ -8,6 +8,7 @@
 
 pub mod btf;
 pub mod cgroups;
+pub mod clock;
 mod counters;
 pub mod host;
 mod ladder;

@@ -84,7 +84,9 @@ impl Rings {
         shutdown: &CancellationToken,
     ) -> std::io::Result<()> {
         for ring in &self.rings {
-            let fd = AsyncFd::with_interest(ring.as_fd().try_clone_to_owned()?, Interest::READABLE)?;
+            let fd = ring.as_fd().try_clone_to_owned()?;
+            // SAFETY: an `OwnedFd` keeps its descriptor open, and the same one, until it is dropped.
+            let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
             let notify = Arc::clone(notify);
             let shutdown = shutdown.clone();
             tracker.spawn(shutdown.run_until_cancelled_owned(async move {
@@ -107,7 +109,8 @@ pub struct OomRing {
 impl OomRing {
     pub(super) fn create(map: Map) -> Result<Self, KernelError> {
         let ring = RingBuf::try_from(map).map_err(|error| KernelError::Ring(error.to_string()))?;
-        let fd = AsyncFd::with_interest(ring, Interest::READABLE)
+        // SAFETY: the ring owns its map, whose descriptor stays open, and the same one, until it is dropped.
+        let fd = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
             .map_err(|error| KernelError::Ring(error.to_string()))?;
         Ok(Self { fd })
     }

@@ -1,0 +1,3 @@
+mod book;
+mod enrich;
+mod fates;
