@@ -6,6 +6,6 @@
 
 pub mod config;
 pub mod event;
-pub mod kernel;
 pub mod identity;
+pub mod kernel;
 mod pipeline;

@@ -221,7 +221,6 @@ fn end(sk: u64, new_state: i32, at_end: &Endpoints) {
         false
     };
     let outcome = Outcome::from_exit(new_state, at_end.errno);
-    count(Subject::TcpConnect, Fate::Seen);
     if let Some(stats) = stats::of_cgroup(&CONNECT_STATS, &ZERO, Subject::TcpConnect, cgroup_id) {
         // SAFETY: the outcome is below 8 and the bucket below BUCKETS.
         unsafe {

@@ -27,6 +27,8 @@ pub struct Counters {
     writes: StatsMap<WriteStats>,
     errors: aya::maps::HashMap<MapData, Wire<WriteErrorKey>, u64>,
     programs: Vec<(String, ProgramFd)>,
+    /// Connects and writes of cgroups whose counters were given up.
+    forgotten: [u64; 2],
 }
 
 /// One reading. Not one moment: each counter is exact, and read within the same few milliseconds.
@@ -79,6 +81,7 @@ impl Counters {
             writes: take(ebpf, map_names::WRITE_STATS)?,
             errors: take(ebpf, map_names::WRITE_ERRORS)?,
             programs: Vec::new(),
+            forgotten: [0; 2],
         })
     }
 
@@ -90,8 +93,7 @@ impl Counters {
             latency_sum_ns: 0,
             latency_us: [0; BUCKETS],
         });
-        let writes =
-            Wire(WriteStats { writes: 0, bytes: 0, errors: 0, latency_sum_ns: 0, latency_ns: [0; BUCKETS] });
+        let writes = Wire(WriteStats { bytes: 0, errors: 0, latency_sum_ns: 0, latency_ns: [0; BUCKETS] });
         for shard in 0..shards {
             let key = Wire(CgroupKey { cgroup_id: 0, shard });
             self.connects.insert(key, connects, 0).map_err(map_failed(map_names::CONNECT_STATS))?;
@@ -123,14 +125,18 @@ impl Counters {
             let cgroup = reading.cgroups.entry(key.cgroup_id).or_default();
             cgroup.errnos.push((Errno(key.errno), count));
         }
+        let connects = reading.cgroups.values().flat_map(|cgroup| cgroup.connects).sum::<u64>();
+        let writes = reading.cgroups.values().map(|cgroup| cgroup.writes + cgroup.write_errors).sum::<u64>();
+        let seen = Fate::Seen as usize;
+        reading.fates[Probe::TcpConnect as usize].0[seen] = connects + self.forgotten[0];
+        reading.fates[Probe::FileWrite as usize].0[seen] = writes + self.forgotten[1];
         Ok(reading)
     }
 
     fn read_fates(&self) -> Result<[KernelFates; 3], KernelError> {
         let mut all = [KernelFates::default(); 3];
         for probe in Probe::ALL {
-            let values =
-                self.fates.get(&(probe as u32), 0).map_err(map_failed(map_names::FATES))?;
+            let values = self.fates.get(&(probe as u32), 0).map_err(map_failed(map_names::FATES))?;
             for Wire(counts) in values.iter() {
                 for (sum, count) in all[probe as usize].0.iter_mut().zip(counts) {
                     *sum += count;
@@ -144,6 +150,15 @@ impl Counters {
     pub fn forget(&mut self, cgroup_id: u64, shards: u64) {
         for shard in 0..shards {
             let key = Wire(CgroupKey { cgroup_id, shard });
+            let mut last = CgroupCounters::default();
+            if let Ok(Wire(stats)) = self.connects.get(&key, 0) {
+                add_connects(&mut last, &stats);
+            }
+            if let Ok(Wire(stats)) = self.writes.get(&key, 0) {
+                add_writes(&mut last, &stats);
+            }
+            self.forgotten[0] += last.connects.iter().sum::<u64>();
+            self.forgotten[1] += last.writes + last.write_errors;
             let _ = self.connects.remove(&key);
             let _ = self.writes.remove(&key);
         }
@@ -182,7 +197,7 @@ fn add_connects(cgroup: &mut CgroupCounters, stats: &ConnectStats) {
 }
 
 fn add_writes(cgroup: &mut CgroupCounters, stats: &WriteStats) {
-    cgroup.writes += stats.writes;
+    cgroup.writes += stats.latency_ns.iter().sum::<u64>();
     cgroup.write_bytes += stats.bytes;
     cgroup.write_errors += stats.errors;
     add_histogram(&mut cgroup.write_latency_ns, &stats.latency_ns, stats.latency_sum_ns);

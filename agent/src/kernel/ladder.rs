@@ -9,8 +9,8 @@ use aya::programs::{BtfTracePoint, Program, ProgramError, RawTracePoint, TracePo
 use super::counters::Counters;
 use super::host::Offers;
 use super::layout::{
-    CONNECT_FIELDS, CONNECT_NEEDS, OOM_FIELDS, OOM_NEEDS, WRITE_CALLS, WRITE_FIELDS, WRITE_NEEDS,
-    first_missing,
+    CONNECT_FIELDS, CONNECT_NEEDS, INODE_HEAD_MAX, OOM_FIELDS, OOM_NEEDS, SYSCALL_VALUE_OFFSET, WRITE_CALLS,
+    WRITE_FIELDS, WRITE_NEEDS, first_missing, value_of,
 };
 use super::load::chain;
 use crate::config::{self, Variant};
@@ -54,8 +54,15 @@ pub(super) const fn rungs(probe: Probe) -> &'static [Rung] {
                 hook: "sock:inet_sock_set_state",
             },
         ],
-        // The exit first: a write that is under way while they attach has no start and is not counted.
+        // Not the most modern first, but the cheapest: a classic tracepoint of a system call costs the calls it
+        // does not watch a third of what a raw one does, and a node makes far more of those than writes
+        // (docs/benchmarks.md). In each, the exit first: a write that is under way while they attach has no start and is not counted.
         Probe::FileWrite => &[
+            Rung {
+                variant: Variant::Tracepoint,
+                programs: &[("file_write_exit_tp", SYSCALL_EXIT), ("file_write_enter_tp", SYSCALL_ENTER)],
+                hook: "syscalls:sys_enter_*write*+sys_exit_*write*",
+            },
             Rung {
                 variant: Variant::TpBtf,
                 programs: &[("file_write_exit_btf", &["sys_exit"]), ("file_write_enter_btf", &["sys_enter"])],
@@ -65,11 +72,6 @@ pub(super) const fn rungs(probe: Probe) -> &'static [Rung] {
                 variant: Variant::RawTp,
                 programs: &[("file_write_exit_raw", &["sys_exit"]), ("file_write_enter_raw", &["sys_enter"])],
                 hook: "raw_syscalls:sys_enter+sys_exit",
-            },
-            Rung {
-                variant: Variant::Tracepoint,
-                programs: &[("file_write_exit_tp", SYSCALL_EXIT), ("file_write_enter_tp", SYSCALL_ENTER)],
-                hook: "syscalls:sys_enter_*write*+sys_exit_*write*",
             },
         ],
         Probe::OomKill => &[
@@ -105,8 +107,7 @@ pub(super) fn attach_all(
                 Probe::FileWrite => kernel.file_write.enabled,
                 Probe::OomKill => kernel.oom_kill.enabled,
             };
-            let mut info =
-                ProbeInfo { probe, hook: "none".to_owned(), variant: "none", refused: Vec::new() };
+            let mut info = ProbeInfo { probe, hook: "none".to_owned(), variant: "none", refused: Vec::new() };
             if !enabled {
                 info.refused.push(format!("switched off by `kernel.{}.enabled`", probe.name()));
                 return info;
@@ -143,11 +144,7 @@ pub(super) const fn name(variant: Variant) -> &'static str {
 /// What a rung needs that this host does not have; `None` when it may be tried.
 #[must_use]
 pub(super) fn missing(probe: Probe, variant: Variant, offers: &Offers) -> Option<String> {
-    let lacks = |needs: &[&str]| {
-        first_missing(&offers.settings, needs).map(|setting| {
-            format!("this kernel has no place for `{}`", setting.trim_start_matches("OFF_").to_lowercase())
-        })
-    };
+    let lacks = |needs: &[&str]| lacks(offers, needs);
     if let (Variant::TpBtf, Err(reason)) = (variant, &offers.btf) {
         return Some(reason.clone());
     }
@@ -157,8 +154,10 @@ pub(super) fn missing(probe: Probe, variant: Variant, offers: &Offers) -> Option
     let needs_layout = match (probe, variant) {
         (Probe::TcpConnect, Variant::Tracepoint) => lacks(CONNECT_FIELDS),
         (Probe::TcpConnect, _) => lacks(CONNECT_NEEDS),
-        (Probe::FileWrite, Variant::Tracepoint) => lacks(WRITE_FIELDS).or_else(|| lacks(WRITE_NEEDS)),
-        (Probe::FileWrite, _) => lacks(WRITE_NEEDS),
+        (Probe::FileWrite, Variant::Tracepoint) => {
+            lacks(WRITE_FIELDS).or_else(|| moved(offers, WRITE_FIELDS)).or_else(|| lacks_file(offers))
+        }
+        (Probe::FileWrite, _) => lacks_file(offers),
         (Probe::OomKill, Variant::Tracepoint) => lacks(OOM_FIELDS),
         (Probe::OomKill, _) => lacks(OOM_NEEDS),
     };
@@ -168,6 +167,32 @@ pub(super) fn missing(probe: Probe, variant: Variant, offers: &Offers) -> Option
         }
         _ => lack,
     })
+}
+
+fn lacks(offers: &Offers, needs: &[&str]) -> Option<String> {
+    first_missing(&offers.settings, needs).map(|setting| {
+        let member = setting.trim_start_matches("OFF_").to_lowercase();
+        format!("neither BTF nor tracefs says where this kernel keeps `{member}`")
+    })
+}
+
+/// What is missing to tell which file is written to.
+fn lacks_file(offers: &Offers) -> Option<String> {
+    let far = |name| value_of(&offers.settings, name) > INODE_HEAD_MAX;
+    lacks(offers, WRITE_NEEDS).or_else(|| {
+        ["OFF_INODE_MODE", "OFF_INODE_INO", "OFF_INODE_SB"]
+            .into_iter()
+            .any(far)
+            .then(|| "this kernel keeps an inode's mode, number and super block too far apart".to_owned())
+    })
+}
+
+/// A field that is not where the kernel side's instructions have it.
+fn moved(offers: &Offers, fields: &[&str]) -> Option<String> {
+    fields
+        .iter()
+        .find(|field| value_of(&offers.settings, field) != SYSCALL_VALUE_OFFSET)
+        .map(|_| "the records of this kernel's system call tracepoints have another layout".to_owned())
 }
 
 fn attach(

@@ -91,6 +91,11 @@ pub const WRITE_FIELDS: &[&str] = &["OFF_TP_FD", "OFF_TP_RET"];
 /// As [`CONNECT_FIELDS`].
 pub const OOM_FIELDS: &[&str] = &["OFF_TP_VICTIM_PID"];
 
+/// Where the kernel side expects the value in records of system call tracepoints, `SyscallRecord` there.
+pub const SYSCALL_VALUE_OFFSET: u64 = 16;
+/// Largest offset of a member in the part of `struct inode` that the kernel side reads.
+pub const INODE_HEAD_MAX: u64 = 11 * 8;
+
 /// The system calls that write, as classic tracepoints are called.
 pub const WRITE_CALLS: [&str; 5] = ["write", "pwrite64", "writev", "pwritev", "pwritev2"];
 

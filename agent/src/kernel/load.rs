@@ -88,12 +88,10 @@ impl Core {
             .map_max_entries(map_names::OOM_RING, u32::try_from(oom_ring_bytes).unwrap_or(65536));
         let mut ebpf = loader.load(OBJECT).map_err(|error| KernelError::Load(chain(&error)))?;
 
-        let outer = ebpf
-            .take_map(map_names::EVENT_RINGS)
-            .ok_or(KernelError::MissingMap(map_names::EVENT_RINGS))?;
+        let outer =
+            ebpf.take_map(map_names::EVENT_RINGS).ok_or(KernelError::MissingMap(map_names::EVENT_RINGS))?;
         let rings = Rings::create(outer, rings, ring_bytes)?;
-        let oom =
-            ebpf.take_map(map_names::OOM_RING).ok_or(KernelError::MissingMap(map_names::OOM_RING))?;
+        let oom = ebpf.take_map(map_names::OOM_RING).ok_or(KernelError::MissingMap(map_names::OOM_RING))?;
         let oom_ring = OomRing::create(oom)?;
         let mut counters = Counters::take(&mut ebpf)?;
         counters.prepare(u64::from(shards))?;

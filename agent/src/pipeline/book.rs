@@ -97,8 +97,10 @@ impl Book {
         };
         let mut reading = counters.read()?;
         let programs = counters.programs();
-        let fates: Vec<_> =
-            Probe::ALL.iter().map(|probe| self.fates.balance(*probe, &reading.fates[*probe as usize])).collect();
+        let fates: Vec<_> = Probe::ALL
+            .iter()
+            .map(|probe| self.fates.balance(*probe, &reading.fates[*probe as usize]))
+            .collect();
         for id in inner.oom_kills.keys() {
             reading.cgroups.entry(*id).or_default();
         }
@@ -124,14 +126,20 @@ impl Book {
     ///
     /// # Errors
     /// When the kernel refuses to hand out the counters.
-    pub fn tick(&self, now_mono: Duration, time: WallTime) -> Result<(Tick, Vec<crate::event::ProbeFates>), KernelError> {
+    pub fn tick(
+        &self,
+        now_mono: Duration,
+        time: WallTime,
+    ) -> Result<(Tick, Vec<crate::event::ProbeFates>), KernelError> {
         let mut inner = lock(&self.inner);
         let reading = match &inner.counters {
             Some(counters) => counters.read()?,
             None => Reading::default(),
         };
-        let fates: Vec<_> =
-            Probe::ALL.iter().map(|probe| self.fates.balance(*probe, &reading.fates[*probe as usize])).collect();
+        let fates: Vec<_> = Probe::ALL
+            .iter()
+            .map(|probe| self.fates.balance(*probe, &reading.fates[*probe as usize]))
+            .collect();
         let length = now_mono.saturating_sub(inner.read_at);
         inner.read_at = now_mono;
         let mut subjects = Vec::new();

@@ -103,7 +103,9 @@ impl Enricher {
                 let pending = line.strip_prefix("ShdPnd:").or_else(|| line.strip_prefix("SigPnd:"));
                 let pending = pending.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
                 pending.is_some_and(|mask| mask & SIGKILL_BIT != 0)
-                    || line.strip_prefix("State:").is_some_and(|state| state.trim_start().starts_with(['Z', 'X']))
+                    || line
+                        .strip_prefix("State:")
+                        .is_some_and(|state| state.trim_start().starts_with(['Z', 'X']))
             }),
         }
     }

@@ -35,8 +35,10 @@ impl Fates {
     #[must_use]
     pub fn balance(&self, probe: Probe, kernel: &KernelFates) -> ProbeFates {
         let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        let mut dropped = vec![("ring_full", kernel.of(Fate::RingFull)), ("no_ring", kernel.of(Fate::NoRing))];
-        dropped.extend(DecodeError::REASONS.into_iter().zip(self.unreadable[probe as usize].iter().map(load)));
+        let mut dropped =
+            vec![("ring_full", kernel.of(Fate::RingFull)), ("no_ring", kernel.of(Fate::NoRing))];
+        dropped
+            .extend(DecodeError::REASONS.into_iter().zip(self.unreadable[probe as usize].iter().map(load)));
         let delivered = load(&self.delivered[probe as usize]);
         let (filtered, sampled) = (kernel.of(Fate::Filtered), kernel.of(Fate::Sampled));
         let seen = delivered + filtered + sampled + dropped.iter().map(|(_, count)| count).sum::<u64>();
