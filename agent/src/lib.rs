@@ -6,3 +6,5 @@
 
 pub mod config;
 pub mod event;
+pub mod faults;
+pub mod health;
