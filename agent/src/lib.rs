@@ -8,4 +8,5 @@ pub mod config;
 pub mod event;
 pub mod faults;
 pub mod health;
+pub mod server;
 pub mod sink;
