@@ -4,6 +4,7 @@
 //! [`config`] → [`event`] → [`kernel`] → [`identity`] → [`health`] → [`faults`] → [`healing`] →
 //! [`sink`] → [`server`] → [`cli`]. `ARCHITECTURE.md` shows the whole way.
 
+pub mod cli;
 pub mod config;
 pub mod event;
 pub mod faults;

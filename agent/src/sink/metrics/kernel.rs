@@ -104,8 +104,9 @@ fn collect_histograms(
 }
 
 fn render_fates(encoder: &mut Encoder, fates: &[ProbeFates]) {
+    type Value = fn(&ProbeFates) -> u64;
     let of = |probe: Probe| fates.iter().find(|fates| fates.probe == probe);
-    let families: [(&Family, fn(&ProbeFates) -> u64); 7] = [
+    let families: [(&Family, Value); 7] = [
         (&families::SEEN, |fates| fates.seen),
         (&families::DELIVERED, |fates| fates.delivered),
         (&families::FILTERED, |fates| fates.filtered),
