@@ -83,11 +83,9 @@ fn fields(value: &impl serde::Serialize) -> Map<String, Value> {
     }
 }
 
-/// How the counters of `window` are called in a signal's context.
+/// Adds one counter to a signal's context, zero or not: what is zero is known.
 fn count(context: &mut Map<String, Value>, name: &str, value: u64) {
-    if value > 0 {
-        context.insert(name.to_owned(), value.into());
-    }
+    context.insert(name.to_owned(), value.into());
 }
 
 /// Adds the evidence of one signal to its context.
