@@ -4,6 +4,7 @@
 //! the output, never empty and never zero.
 
 pub mod decode;
+mod signal;
 mod time;
 mod totals;
 mod window;
@@ -15,6 +16,7 @@ use serde::Serialize;
 pub use galen_common::accounting::Probe;
 pub use galen_common::file_write::Reason;
 pub use galen_common::tcp_connect::Outcome;
+pub use signal::FaultSignal;
 pub use time::WallTime;
 pub use totals::{CgroupTotals, Histogram, ProbeFates, ProbeInfo, ProgramTotals, Totals};
 pub use window::{SubjectWindow, Tick};
