@@ -1,0 +1,3 @@
+//! Healing.
+pub mod condition;
+pub mod template;
