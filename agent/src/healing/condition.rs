@@ -142,7 +142,9 @@ fn bound(source: &str) -> Result<(), ConditionError> {
                 operators += 1;
             }
             ')' | ']' | '}' => depth = depth.saturating_sub(1),
-            '+' | '-' | '*' | '/' | '%' | '<' | '>' | '=' | '!' | '&' | '|' | '?' | ':' | '.' => operators += 1,
+            '+' | '-' | '*' | '/' | '%' | '<' | '>' | '=' | '!' | '&' | '|' | '?' | ':' | '.' => {
+                operators += 1
+            }
             _ => {}
         }
         if depth > NESTING_MAX || operators > OPERATORS_MAX {
@@ -162,7 +164,7 @@ fn inspect(
     if depth > DEPTH_MAX {
         return Err(ConditionError::TooComplex);
     }
-    let mut go = |child: &IdedExpr, local: &mut Vec<String>| inspect(child, local, depth + 1, in_loop);
+    let go = |child: &IdedExpr, local: &mut Vec<String>| inspect(child, local, depth + 1, in_loop);
     match &node.expr {
         Expr::Unspecified | Expr::Struct(_) => Err(ConditionError::Structure),
         Expr::Literal(_) => Ok(()),
@@ -271,7 +273,9 @@ mod tests {
             ("context.comm < 3", ""),
             ("context.reasons[9] == 'x'", "9"),
         ] {
-            let Verdict::Undecided(reason) = evaluate(source) else { panic!("{source}: {:?}", evaluate(source)) };
+            let Verdict::Undecided(reason) = evaluate(source) else {
+                panic!("{source}: {:?}", evaluate(source))
+            };
             assert!(reason.contains(part), "{source}: {reason}");
         }
     }

@@ -157,16 +157,24 @@ mod tests {
     #[test]
     fn fills_in_paths() {
         let scope = json!({ "context": { "comm": "redis", "pid": 7, "list": [1] }, "signal": "oom_kill" });
-        assert_eq!(render("{{ .context.comm }}[{{.context.pid}}]: {{ .signal }}", &scope).unwrap(), "redis[7]: oom_kill");
+        assert_eq!(
+            render("{{ .context.comm }}[{{.context.pid}}]: {{ .signal }}", &scope).unwrap(),
+            "redis[7]: oom_kill"
+        );
         assert_eq!(render("no places", &scope).unwrap(), "no places");
         assert_eq!(render("{{ .context.pod }}", &scope), Err(TemplateError::Missing("context.pod".into())));
-        assert_eq!(render("{{ .context.list }}", &scope), Err(TemplateError::NotAScalar("context.list".into())));
+        assert_eq!(
+            render("{{ .context.list }}", &scope),
+            Err(TemplateError::NotAScalar("context.list".into()))
+        );
         assert_eq!(render("{{ .context }}", &scope), Err(TemplateError::NotAScalar("context".into())));
     }
 
     #[test]
     fn refuses_all_but_paths() {
-        for source in ["{{ context.comm }}", "{{ .context.comm | upper }}", "{{ .context..x }}", "{{}}", "{{ . }}"] {
+        for source in
+            ["{{ context.comm }}", "{{ .context.comm | upper }}", "{{ .context..x }}", "{{}}", "{{ . }}"]
+        {
             assert!(matches!(Template::parse(source), Err(TemplateError::NotAPath(_))), "{source}");
         }
         assert_eq!(Template::parse("ab {{ .context.x"), Err(TemplateError::Unclosed(4)));
