@@ -1,4 +1,5 @@
 //! Healing.
+pub mod act;
 pub mod condition;
 pub mod decide;
 pub mod policy;
