@@ -8,10 +8,10 @@ pub mod cli;
 pub mod config;
 pub mod event;
 pub mod faults;
-
 pub mod health;
 pub mod identity;
 pub mod kernel;
 pub mod pipeline;
 pub mod server;
 pub mod sink;
+pub mod healing;

@@ -3,13 +3,20 @@
 //! As typed ([`Config`]) it holds what the file, the environment and the flags said, with defaults for the
 //! rest. Invariant: a value that got here is within its limits; nothing later needs to check it again.
 
+mod check;
+pub mod diagnostic;
+mod env;
+mod load;
 mod units;
+pub mod yaml;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use diagnostic::Diagnostic;
+pub use load::{Loaded, Overrides, load, load_str, print_effective};
 pub use units::{Bytes, Span};
 
 /// The whole configuration.
