@@ -176,7 +176,7 @@ pub(super) mod tests {
             node: "node-1".into(),
             healing_mode: Mode::DryRun,
             series_max: 10,
-            totals: Arc::new(Totals::default),
+            totals: Arc::new(|| Ok(Totals::default())),
             health: health_receiver,
             readiness: watch::channel(Readiness { ready: true, reasons: Vec::new() }).1,
             history: Arc::clone(&history),

@@ -75,8 +75,9 @@ pub struct Readiness {
     pub reasons: Vec<String>,
 }
 
-/// Reads all counters; may block for some milliseconds, and is never called twice at once.
-pub type ReadTotals = Arc<dyn Fn() -> Totals + Send + Sync>;
+/// Reads all counters; may block for some milliseconds, and is never called twice at once. An error is
+/// shown as the answer: half a page would look as if the counters had fallen.
+pub type ReadTotals = Arc<dyn Fn() -> Result<Totals, Box<dyn std::error::Error + Send + Sync>> + Send + Sync>;
 
 /// What the endpoints show.
 #[derive(Clone)]

@@ -15,10 +15,18 @@ const FRESH: Duration = Duration::from_millis(250);
 /// A reading takes milliseconds; past this, something holds the lock that it needs.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// The counters could not be read in time.
+/// The counters could not be read.
 #[derive(Debug, thiserror::Error)]
-#[error("the kernel's counters could not be read within 5 s; try again, and see the agent's log")]
-pub(super) struct Unavailable;
+pub(super) enum Unavailable {
+    /// Not in time.
+    #[error("the kernel's counters could not be read within 5 s; try again, and see the agent's log")]
+    TimedOut,
+    /// In the reader's own words, as an HTTP answer has room for one sentence only.
+    #[error("the kernel's counters could not be read: {0}")]
+    Failed(String),
+}
+
+type Read = Result<Totals, Box<dyn std::error::Error + Send + Sync>>;
 
 /// Reads the counters, one reading at a time.
 pub(super) struct Readings {
@@ -30,7 +38,7 @@ pub(super) struct Readings {
 struct Slot {
     last: Option<(Instant, Arc<Totals>)>,
     /// Stays here when the request that started it is gone, so that no second one starts beside it.
-    running: Option<JoinHandle<Totals>>,
+    running: Option<JoinHandle<Read>>,
 }
 
 impl Readings {
@@ -40,7 +48,7 @@ impl Readings {
 
     /// A reading that is at most 250 ms old.
     pub(super) async fn get(&self) -> Result<Arc<Totals>, Unavailable> {
-        timeout(DEADLINE, self.fresh()).await.unwrap_or(Err(Unavailable))
+        timeout(DEADLINE, self.fresh()).await.unwrap_or(Err(Unavailable::TimedOut))
     }
 
     async fn fresh(&self) -> Result<Arc<Totals>, Unavailable> {
@@ -54,7 +62,8 @@ impl Readings {
         let running = slot.running.get_or_insert_with(|| tokio::task::spawn_blocking(move || read()));
         let read = running.await;
         slot.running = None;
-        let totals = Arc::new(read.map_err(|_| Unavailable)?);
+        let read = read.map_err(|error| Unavailable::Failed(error.to_string()))?;
+        let totals = Arc::new(read.map_err(|error| Unavailable::Failed(error.to_string()))?);
         slot.last = Some((Instant::now(), Arc::clone(&totals)));
         Ok(totals)
     }

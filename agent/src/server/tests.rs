@@ -1,6 +1,6 @@
 //! Over real HTTP on a port that the system chooses.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::task::JoinHandle;
@@ -14,6 +14,7 @@ struct Fixture {
     history: Arc<History>,
     readiness: watch::Sender<Readiness>,
     reads: Arc<AtomicUsize>,
+    unreadable: Arc<AtomicBool>,
     stop: CancellationToken,
     served: JoinHandle<()>,
 }
@@ -33,6 +34,8 @@ async fn start() -> Fixture {
     let addr = bound.local_addr();
     let reads = Arc::new(AtomicUsize::new(0));
     let read = Arc::clone(&reads);
+    let unreadable = Arc::new(AtomicBool::new(false));
+    let unwilling = Arc::clone(&unreadable);
     let sick = SubjectHealth {
         subject: "unit:a".into(),
         state: HealthState::Unhealthy,
@@ -48,7 +51,7 @@ async fn start() -> Fixture {
         series_max: 10,
         totals: Arc::new(move || {
             read.fetch_add(1, Ordering::Relaxed);
-            totals()
+            if unwilling.load(Ordering::Relaxed) { Err("EPERM".into()) } else { Ok(totals()) }
         }),
         health: watch::channel(Arc::new(vec![sick])).1,
         readiness: readiness_receiver,
@@ -58,7 +61,7 @@ async fn start() -> Fixture {
     };
     let stop = CancellationToken::new();
     let served = tokio::spawn(bound.serve(state, stop.clone()));
-    Fixture { addr, history, readiness, reads, stop, served }
+    Fixture { addr, history, readiness, reads, unreadable, stop, served }
 }
 
 impl Fixture {
@@ -102,6 +105,19 @@ async fn metrics_come_in_the_format_that_is_asked_for() {
     assert!(open.ends_with("# EOF\n"));
     assert!(open.contains("galen_http_requests_total{endpoint=\"/metrics\",code=\"200\"} 1\n"));
     assert_eq!(server.reads.load(Ordering::Relaxed), 1, "the second within 250 ms shares the reading");
+    server.end().await;
+}
+
+#[tokio::test]
+async fn counters_that_cannot_be_read_are_an_error_and_no_page_of_zeros() {
+    let server = start().await;
+    server.unreadable.store(true, Ordering::Relaxed);
+    for path in ["/metrics", "/api/v1/status"] {
+        let answer = server.get(path, "").await;
+        assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+        assert_eq!(body(&answer)["error"], "the kernel's counters could not be read: EPERM");
+    }
+    assert!(server.get("/healthz", "").await.starts_with("HTTP/1.1 200"));
     server.end().await;
 }
 

@@ -35,9 +35,12 @@ fn other() -> Labels {
 /// A series: identity, and the other labels.
 type Key = (Labels, Labels);
 
-/// Values of one family by series; those of cgroups with the same labels are added up.
+/// One cgroup's part of a series; the number is the cgroup's, 0 when it has none.
+type Member = (u64, Key);
+
+/// Values of one family, by cgroup and series.
 #[derive(Debug)]
-pub(super) struct Values<V>(BTreeMap<Key, V>);
+pub(super) struct Values<V>(BTreeMap<Member, V>);
 
 impl<V> Default for Values<V> {
     fn default() -> Self {
@@ -46,30 +49,44 @@ impl<V> Default for Values<V> {
 }
 
 impl<V: Default + for<'a> AddAssign<&'a V>> Values<V> {
-    pub(super) fn add(&mut self, identity: &Labels, rest: Labels, value: &V) {
-        *self.0.entry((identity.clone(), rest)).or_default() += value;
+    /// Adds what `cgroup` counted under the labels `identity` and `rest`.
+    pub(super) fn add(&mut self, cgroup: Option<u64>, identity: &Labels, rest: Labels, value: &V) {
+        let member = (cgroup.unwrap_or(0), (identity.clone(), rest));
+        *self.0.entry(member).or_default() += value;
     }
 }
 
-/// Which series of one family are shown. A series that is shown stays shown, and one that is in `other`
-/// stays there, until its cgroup is gone: else `other` would fall, which a reader takes for a restart. For
-/// the same reason `other` keeps what those counted that are gone.
+/// Which series of one family are shown, and what they held.
+///
+/// No series ever falls while it is shown, since a reader takes that for a restart and counts the rest
+/// twice. So a series that is shown stays shown and one that is in `other` stays there until its cgroups
+/// are gone; `other` keeps what those counted that are gone; and a series of several cgroups, such as a
+/// container before and after its restart, keeps what the gone ones counted as long as one is there.
 #[derive(Debug)]
 pub(super) struct Bounded<V> {
     max: usize,
+    last: BTreeMap<Member, V>,
+    retired: BTreeMap<Key, V>,
     shown: BTreeSet<Key>,
     summed: BTreeMap<Key, V>,
     gone: BTreeMap<Labels, V>,
 }
 
 impl<V: Clone + Default + for<'a> AddAssign<&'a V>> Bounded<V> {
-    pub(super) fn new(max: usize) -> Self {
-        Self { max, shown: BTreeSet::new(), summed: BTreeMap::new(), gone: BTreeMap::new() }
+    pub(super) const fn new(max: usize) -> Self {
+        Self {
+            max,
+            last: BTreeMap::new(),
+            retired: BTreeMap::new(),
+            shown: BTreeSet::new(),
+            summed: BTreeMap::new(),
+            gone: BTreeMap::new(),
+        }
     }
 
     /// The series to show, with their values. There are at most `max`, and those of `other`.
     pub(super) fn select(&mut self, values: Values<V>) -> BTreeMap<Labels, V> {
-        let Values(values) = values;
+        let values = self.merge(values);
         let other = other();
         self.shown.retain(|key| values.contains_key(key));
         let (gone, still): (BTreeMap<_, _>, _) =
@@ -92,6 +109,27 @@ impl<V: Clone + Default + for<'a> AddAssign<&'a V>> Bounded<V> {
         }
         own.extend(rest_sums.into_iter().map(|(rest, value)| (other.clone().and(&rest), value)));
         own
+    }
+
+    /// Adds up the cgroups of each series, with those that are gone.
+    fn merge(&mut self, Values(members): Values<V>) -> BTreeMap<Key, V> {
+        let mut merged: BTreeMap<Key, V> = BTreeMap::new();
+        for ((_, key), value) in &members {
+            *merged.entry(key.clone()).or_default() += value;
+        }
+        let alive: BTreeSet<u64> = members.keys().map(|(cgroup, _)| *cgroup).collect();
+        for (member, value) in std::mem::take(&mut self.last) {
+            // One that is still there got other labels, and took what it counted with it.
+            if !alive.contains(&member.0) {
+                *self.retired.entry(member.1).or_default() += &value;
+            }
+        }
+        self.last = members;
+        self.retired.retain(|key, _| merged.contains_key(key));
+        for (key, value) in &self.retired {
+            *merged.entry(key.clone()).or_default() += value;
+        }
+        merged
     }
 
     /// How many series are in `other`.
@@ -124,7 +162,8 @@ mod tests {
     fn values(list: &[(&str, u64)]) -> Values<u64> {
         let mut values = Values::default();
         for (unit, value) in list {
-            values.add(&identity(unit), Labels::default(), value);
+            let cgroup = unit.bytes().next().map(u64::from);
+            values.add(cgroup, &identity(unit), Labels::default(), value);
         }
         values
     }
@@ -164,6 +203,38 @@ mod tests {
     fn cgroups_with_the_same_labels_are_one_series() {
         let shown = Bounded::new(9).select(values(&[("a", 1), ("a", 2)]));
         assert_eq!(shown, BTreeMap::from([(identity("a"), 3)]));
+    }
+
+    #[test]
+    fn a_container_that_restarts_never_makes_its_series_fall() {
+        let mut family = Bounded::new(9);
+        let mut shown = |list: &[(u64, u64)]| {
+            let mut values = Values::default();
+            for (cgroup, value) in list {
+                values.add(Some(*cgroup), &identity("app"), Labels::default(), value);
+            }
+            family.select(values).get(&identity("app")).copied()
+        };
+        assert_eq!(shown(&[(1, 100)]), Some(100));
+        assert_eq!(shown(&[(1, 100), (2, 5)]), Some(105));
+        assert_eq!(shown(&[(2, 7)]), Some(107), "the first one is gone, its hundred stays");
+        assert_eq!(shown(&[(2, 7), (3, 1)]), Some(108));
+        assert_eq!(shown(&[]), None);
+        assert_eq!(shown(&[(4, 1)]), Some(1), "the series ended and begins anew");
+    }
+
+    #[test]
+    fn a_cgroup_that_gets_a_name_takes_its_counts_along() {
+        let mut family = Bounded::new(9);
+        let mut values = Values::default();
+        values.add(Some(1), &identity("a"), Labels::default(), &4);
+        values.add(Some(2), &identity("a"), Labels::default(), &1);
+        family.select(values);
+        let mut values = Values::default();
+        values.add(Some(1), &identity("b"), Labels::default(), &4);
+        values.add(Some(2), &identity("a"), Labels::default(), &1);
+        let expected = BTreeMap::from([(identity("a"), 1), (identity("b"), 4)]);
+        assert_eq!(family.select(values), expected);
     }
 
     proptest! {

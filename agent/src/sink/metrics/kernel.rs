@@ -71,7 +71,7 @@ fn collect_counters(cgroup: &CgroupTotals, identity: &Labels, counters: &mut [Va
     let [connects, retransmits, writes, write_bytes, write_errors, oom_kills] = counters;
     let add = |values: &mut Values<u64>, rest: Labels, count: u64| {
         if count > 0 {
-            values.add(identity, rest, &count);
+            values.add(cgroup.identity.cgroup_id, identity, rest, &count);
         }
     };
     for (outcome, count) in Outcome::ALL.into_iter().zip(cgroup.connects) {
@@ -95,11 +95,16 @@ fn collect_histograms(
 ) {
     let value = buckets::CONNECT.cumulate(&cgroup.connect_latency_us);
     if value.total() > 0 {
-        connect.add(identity, label("outcome", Outcome::Established.name()), &value);
+        connect.add(
+            cgroup.identity.cgroup_id,
+            identity,
+            label("outcome", Outcome::Established.name()),
+            &value,
+        );
     }
     let value = buckets::WRITE.cumulate(&cgroup.write_latency_ns);
     if value.total() > 0 {
-        write.add(identity, Labels::default(), &value);
+        write.add(cgroup.identity.cgroup_id, identity, Labels::default(), &value);
     }
 }
 
