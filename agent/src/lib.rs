@@ -11,6 +11,7 @@ pub mod faults;
 pub mod health;
 pub mod identity;
 pub mod kernel;
+pub mod memory;
 pub mod pipeline;
 pub mod server;
 pub mod sink;

@@ -49,7 +49,12 @@ pub struct Core {
     pub shards: u64,
     /// Which hook each probe uses, and why.
     pub report: Report,
-    // Programs are detached and unloaded when this is dropped.
+    /// What keeps the programs attached.
+    pub programs: Programs,
+}
+
+/// The attached programs; dropping it detaches and unloads them.
+pub struct Programs {
     _ebpf: Ebpf,
 }
 
@@ -96,7 +101,7 @@ impl Core {
         let mut counters = Counters::take(&mut ebpf)?;
         counters.prepare(u64::from(shards))?;
         let report = Arc::new(ladder::attach_all(&mut ebpf, kernel, &offers, &mut counters));
-        Ok(Self { rings, oom_ring, counters, shards: u64::from(shards), report, _ebpf: ebpf })
+        Ok(Self { rings, oom_ring, counters, shards: u64::from(shards), report, programs: Programs { _ebpf: ebpf } })
     }
 }
 

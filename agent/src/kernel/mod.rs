@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 pub use counters::{CgroupCounters, Counters, KernelFates, Reading};
 pub use ladder::Rung;
-pub use load::{Core, KernelError};
+pub use load::{Core, KernelError, Programs};
 pub use rings::{OomRing, Rings};
 
 use crate::event::ProbeInfo;

@@ -23,7 +23,7 @@ const BATCH: usize = 256;
 const LAST_DRAIN: Duration = Duration::from_millis(500);
 
 /// The task.
-pub struct Drain {
+pub(super) struct Drain {
     /// The ends of the rings; `None` when nothing could be loaded.
     pub rings: Option<(Rings, OomRing)>,
     /// Told when a ring fills up.
@@ -46,7 +46,7 @@ pub struct Drain {
 
 impl Drain {
     /// Runs until `shutdown`, then takes what is left; gives the outlet back for what is still to be said.
-    pub async fn run(mut self, shutdown: CancellationToken) -> (Outlet, mpsc::Receiver<Event>) {
+    pub(super) async fn run(mut self, shutdown: CancellationToken) -> (Outlet, mpsc::Receiver<Event>) {
         let mut drain_timer = timer(self.drain_interval);
         let mut tick_timer = timer(self.window);
         let mut losses = Losses::default();

@@ -11,7 +11,7 @@ use crate::kernel::clock::WallClock;
 use crate::kernel::symbols::OomFunctions;
 
 /// Gives names to records.
-pub struct Enricher {
+pub(super) struct Enricher {
     node: Arc<str>,
     proc: PathBuf,
     files: Files,
@@ -23,17 +23,17 @@ impl Enricher {
     /// Reads names from this procfs. `oom_functions` may be filled in later; without them the scope of an
     /// OOM kill is unknown.
     #[must_use]
-    pub fn new(node: Arc<str>, proc: PathBuf, oom_functions: Arc<OnceLock<OomFunctions>>) -> Self {
+    pub(super) fn new(node: Arc<str>, proc: PathBuf, oom_functions: Arc<OnceLock<OomFunctions>>) -> Self {
         Self { node, files: Files::new(&proc), proc, clock: WallClock::read(), oom_functions }
     }
 
     /// Reads the clocks again; to be called before each batch.
-    pub fn set_clock(&mut self) {
+    pub(super) fn set_clock(&mut self) {
         self.clock = WallClock::read();
     }
 
     /// The event that a record tells of.
-    pub fn event(&mut self, raw: Raw, cgroups: &Mutex<Cgroups>) -> Event {
+    pub(super) fn event(&mut self, raw: Raw, cgroups: &Mutex<Cgroups>) -> Event {
         let identity = match raw.cgroup_id {
             Some(id) => lock(cgroups).identity(id),
             None => self.identity_from_proc(&raw, cgroups),

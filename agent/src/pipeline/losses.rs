@@ -6,13 +6,13 @@ use crate::event::{Lost, Probe, ProbeFates};
 
 /// Remembers what was already said.
 #[derive(Debug, Default)]
-pub struct Losses {
+pub(super) struct Losses {
     said: HashMap<(Probe, &'static str), u64>,
 }
 
 impl Losses {
     /// What was lost since the last call.
-    pub fn news(&mut self, fates: &[ProbeFates]) -> Vec<Lost> {
+    pub(super) fn news(&mut self, fates: &[ProbeFates]) -> Vec<Lost> {
         let mut news = Vec::new();
         for fate in fates {
             for (reason, total) in &fate.dropped {

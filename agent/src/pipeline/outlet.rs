@@ -11,11 +11,11 @@ use crate::faults::{self, Detector};
 use crate::health::{Monitor, SubjectHealth};
 use crate::sink::history::History;
 use crate::sink::metrics::Counters;
-use crate::sink::record::Record;
+use crate::sink::Record;
 use crate::sink::stdout::Printer;
 
 /// The consumers, and the judgement between them.
-pub struct Outlet {
+pub(super) struct Outlet {
     node: Arc<str>,
     printer: Option<Printer>,
     history: Arc<History>,
@@ -27,7 +27,7 @@ pub struct Outlet {
 }
 
 /// What an outlet is made of.
-pub struct Parts {
+pub(super) struct Parts {
     /// The node's name.
     pub node: Arc<str>,
     /// Prints; `None` when nothing is printed.
@@ -45,7 +45,7 @@ pub struct Parts {
 impl Outlet {
     /// An outlet that has judged nothing yet.
     #[must_use]
-    pub fn new(parts: Parts, config: &config::Config) -> Self {
+    pub(super) fn new(parts: Parts, config: &config::Config) -> Self {
         Self {
             node: parts.node,
             printer: parts.printer,
@@ -59,14 +59,14 @@ impl Outlet {
     }
 
     /// Judges by other rules from now on. What was judged by the old ones is forgotten.
-    pub fn set_rules(&mut self, config: &config::Config) {
+    pub(super) fn set_rules(&mut self, config: &config::Config) {
         self.monitor = Monitor::new(&config.health, &config.faults, config.kernel.window.0);
         self.detector = Detector::new(&config.faults);
         self.show_health();
     }
 
     /// An event of the kernel: everyone gets it, and it may change health or be a fault.
-    pub fn kernel_event(&mut self, event: Event, now_mono: Duration) {
+    pub(super) fn kernel_event(&mut self, event: Event, now_mono: Duration) {
         let changes = self.monitor.on_event(&event, now_mono);
         let signal = self.detector.on_event(&event, trace_id);
         let time = event.time;
@@ -78,22 +78,23 @@ impl Outlet {
     }
 
     /// A reading of the counters.
-    pub fn tick(&mut self, tick: &Tick) {
+    pub(super) fn tick(&mut self, tick: &Tick) {
         let changes = self.monitor.on_tick(tick);
         let signals = self.detector.on_tick(tick, &self.node, &mut trace_id);
         self.health_changed(changes, tick.time);
         for signal in signals {
             self.fault(signal);
         }
+        self.counters.set_health_evicted(self.monitor.evicted());
     }
 
     /// Something the agent itself has to say.
-    pub fn say(&mut self, time: WallTime, body: Body) {
+    pub(super) fn say(&mut self, time: WallTime, body: Body) {
         self.publish(Event::of_node(time, Arc::clone(&self.node), body));
     }
 
     /// Prints, keeps and counts an event.
-    pub fn publish(&mut self, event: Event) {
+    pub(super) fn publish(&mut self, event: Event) {
         self.counters.count(&event);
         let record = Record::new(Arc::new(event));
         if let Some(printer) = &self.printer {
@@ -126,15 +127,15 @@ impl Outlet {
         if changes.is_empty() {
             return;
         }
+        let snapshot = self.monitor.snapshot();
         for change in changes {
-            let identity = self.monitor.identity(&change.subject);
+            let subject = snapshot.iter().find(|known| known.subject == change.subject);
+            let identity = subject.map(|known| Arc::clone(&known.identity)).unwrap_or_default();
             let mut event = Event::of_node(time, Arc::clone(&self.node), Body::Health(change));
-            if let Some(identity) = identity {
-                event.identity = identity;
-            }
+            event.identity = identity;
             self.publish(event);
         }
-        self.show_health();
+        self.health.send_replace(Arc::new(snapshot));
     }
 
     fn show_health(&self) {
