@@ -251,7 +251,8 @@ fn count_error(cgroup_id: u64, returned: i64) {
 #[inline(always)]
 fn report(start: &WriteStart, now: u64, latency_ns: u64, cgroup_id: u64, returned: i64) {
     let rule = get(&settings::WRITE_EMIT);
-    if rule == emit_rule::NONE {
+    let is_own = (bpf_get_current_pid_tgid() >> 32) == get(&settings::SELF_PID);
+    if rule == emit_rule::NONE || is_own {
         count(Subject::FileWrite, Fate::Filtered);
         return;
     }

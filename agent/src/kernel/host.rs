@@ -63,6 +63,14 @@ fn read_btf(sys: &Path) -> Result<(Vec<u8>, BtfLayout), String> {
     Ok((data, layout))
 }
 
+/// This process's id as the kernel side sees it: in the PID namespace of the procfs, which for an agent in
+/// a container is the host's.
+pub(super) fn own_pid(proc: &Path) -> u64 {
+    let link = std::fs::read_link(proc.join("self")).ok();
+    let pid = link.and_then(|target| target.to_str()?.parse().ok());
+    pid.unwrap_or_else(|| u64::from(std::process::id()))
+}
+
 /// Capabilities that loading and attaching need.
 const CAP_SYS_ADMIN: u32 = 21;
 const CAP_PERFMON: u32 = 38;

@@ -76,6 +76,7 @@ impl Core {
         let shards = cpus.next_power_of_two().min(4);
 
         let mut settings = own_settings(kernel, hierarchies, rings, ring_bytes, shards);
+        settings.push(("SELF_PID", host::own_pid(&host.proc)));
         settings.extend(layout::write_calls());
         settings.extend(offers.settings.iter().copied());
 
