@@ -14,7 +14,9 @@ pub(super) fn get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
         let mut stream = TcpStream::connect_timeout(&address, LIMIT)?;
         stream.set_read_timeout(Some(LIMIT))?;
         // 1.0 asks for an answer that ends with the connection, and so for no chunks.
-        write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\nAccept: text/plain\r\n\r\n")?;
+        // One write: a server may answer and close as soon as it has seen the first line.
+        let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\nAccept: text/plain\r\n\r\n");
+        stream.write_all(request.as_bytes())?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer)?;
         Ok(answer)
