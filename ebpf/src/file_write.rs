@@ -54,7 +54,7 @@ pub fn file_write_exit_btf(ctx: BtfTracePointContext) -> i32 {
     let regs: *const u8 = ctx.arg(0);
     // SAFETY: the argument is a `struct pt_regs` by the tracepoint's prototype.
     if is_write(unsafe { Direct::member::<u64>(regs, &settings::OFF_REGS_CALL) }) {
-        exit::<Direct>(ctx.arg(1));
+        exit::<Direct>(&ctx, ctx.arg(1));
     }
     0
 }
@@ -74,7 +74,7 @@ pub fn file_write_enter_raw(ctx: RawTracePointContext) -> i32 {
 /// reading the call's number at the end of every system call.
 #[raw_tracepoint(tracepoint = "sys_exit")]
 pub fn file_write_exit_raw(ctx: RawTracePointContext) -> i32 {
-    exit::<Probe>(ctx.arg(1));
+    exit::<Probe>(&ctx, ctx.arg(1));
     0
 }
 
@@ -99,7 +99,7 @@ pub fn file_write_enter_tp(ctx: TracePointContext) -> i32 {
 #[tracepoint(category = "syscalls", name = "sys_exit_write")]
 pub fn file_write_exit_tp(ctx: TracePointContext) -> i32 {
     // SAFETY: the record of every system call tracepoint is as large as this.
-    exit::<Direct>(unsafe { (*ctx.as_ptr().cast::<SyscallRecord>()).value });
+    exit::<Direct>(&ctx, unsafe { (*ctx.as_ptr().cast::<SyscallRecord>()).value });
     0
 }
 
@@ -196,7 +196,7 @@ unsafe fn file_of<R: Reader>(task: *const u8, fd: i32) -> u64 {
 }
 
 #[inline(always)]
-fn exit<R: Current>(returned: i64) {
+fn exit<R: Current>(ctx: &impl EbpfContext, returned: i64) {
     let tid = bpf_get_current_pid_tgid() as u32;
     let Some(slot) = WRITE_STARTS.get_ptr_mut(tid & (WRITE_SLOTS - 1)) else { return };
     // SAFETY: the slot lives in the array.
@@ -214,7 +214,7 @@ fn exit<R: Current>(returned: i64) {
     let now = unsafe { bpf_ktime_get_ns() };
     let latency_ns = now.saturating_sub(start.time_mono_ns);
     let cgroup_id = current_cgroup_id::<R>();
-    if let Some(stats) = stats::of_cgroup(&WRITE_STATS, &ZERO, Subject::FileWrite, cgroup_id) {
+    if let Some(stats) = stats::of_cgroup(ctx, &WRITE_STATS, &ZERO, Subject::FileWrite, cgroup_id) {
         // SAFETY: the pointer is a map's value; the bucket is below BUCKETS.
         unsafe {
             if returned < 0 {
@@ -251,7 +251,8 @@ fn count_error(cgroup_id: u64, returned: i64) {
 #[inline(always)]
 fn report(start: &WriteStart, now: u64, latency_ns: u64, cgroup_id: u64, returned: i64) {
     let rule = get(&settings::WRITE_EMIT);
-    if rule == emit_rule::NONE {
+    let is_own = (bpf_get_current_pid_tgid() >> 32) == get(&settings::SELF_PID);
+    if rule == emit_rule::NONE || is_own {
         count(Subject::FileWrite, Fate::Filtered);
         return;
     }

@@ -60,7 +60,7 @@ pub fn tcp_connect_btf(ctx: BtfTracePointContext) -> i32 {
         // SAFETY: as above.
         unsafe {
             if is_tcp::<Direct>(sk) {
-                end(sk as u64, new_state, &endpoints::<Direct>(sk));
+                end(&ctx, sk as u64, new_state, &endpoints::<Direct>(sk));
             }
         }
     }
@@ -83,7 +83,7 @@ pub fn tcp_connect_raw(ctx: RawTracePointContext) -> i32 {
         if new_state == TCP_SYN_SENT {
             start::<Probe>(sk as u64);
         } else {
-            end(sk as u64, new_state, &endpoints::<Probe>(sk));
+            end(&ctx, sk as u64, new_state, &endpoints::<Probe>(sk));
         }
     }
     0
@@ -129,7 +129,7 @@ pub fn tcp_connect_tp(ctx: TracePointContext) -> i32 {
             at_end.errno = Probe::member(sk, &settings::OFF_SK_ERR);
         }
         at_end.syn_retransmits = retransmits(sk);
-        end(sk as u64, new_state, &at_end);
+        end(&ctx, sk as u64, new_state, &at_end);
     }
     0
 }
@@ -203,7 +203,7 @@ fn start<R: Current>(sk: u64) {
 }
 
 #[inline(always)]
-fn end(sk: u64, new_state: i32, at_end: &Endpoints) {
+fn end(ctx: &impl EbpfContext, sk: u64, new_state: i32, at_end: &Endpoints) {
     // SAFETY: the helper has no conditions.
     let now = unsafe { bpf_ktime_get_ns() };
     let mut latency_ns = LATENCY_UNKNOWN_NS;
@@ -221,7 +221,7 @@ fn end(sk: u64, new_state: i32, at_end: &Endpoints) {
         false
     };
     let outcome = Outcome::from_exit(new_state, at_end.errno);
-    if let Some(stats) = stats::of_cgroup(&CONNECT_STATS, &ZERO, Subject::TcpConnect, cgroup_id) {
+    if let Some(stats) = stats::of_cgroup(ctx, &CONNECT_STATS, &ZERO, Subject::TcpConnect, cgroup_id) {
         // SAFETY: the outcome is below 8 and the bucket below BUCKETS.
         unsafe {
             add((&raw mut (*stats).outcomes).cast::<u64>().add(outcome as usize & 7), 1);

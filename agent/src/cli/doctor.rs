@@ -128,11 +128,8 @@ fn facts(config: &Config, hierarchies: &Hierarchies) -> Vec<Fact> {
         ),
         fact(
             "tracefs",
-            found.is_some(),
-            found.map_or_else(
-                || "not mounted: `mount -t tracefs tracefs /sys/kernel/tracing`".to_owned(),
-                |path| path.display().to_string(),
-            ),
+            found.is_ok(),
+            found.map_or_else(|reason| reason, |path| path.display().to_string()),
         ),
         fact("lockdown", lockdown != "confidentiality", lockdown),
     ];

@@ -26,13 +26,7 @@ impl Offers {
     /// Looks at the host. What is missing is said in the fields, never an error.
     #[must_use]
     pub fn look(host: &config::Host, variant: Variant) -> Self {
-        let tracefs = tracefs::find(host.tracefs.as_deref()).ok_or_else(|| {
-            let place = host.tracefs.as_deref().unwrap_or(Path::new("/sys/kernel/tracing"));
-            format!(
-                "tracefs is not mounted at {}: `mount -t tracefs tracefs /sys/kernel/tracing` mounts it",
-                place.display()
-            )
-        });
+        let tracefs = tracefs::find(host.tracefs.as_deref());
         let mut settings = tracefs.as_deref().map(layout::from_tracefs).unwrap_or_default();
         let mut mark_victim_has_task = false;
         let btf = read_btf(&host.sys).and_then(|(data, layout)| {
@@ -61,6 +55,14 @@ fn read_btf(sys: &Path) -> Result<(Vec<u8>, BtfLayout), String> {
     })?;
     let layout = layout::from_btf(&data).map_err(|error| format!("{}: {error}", path.display()))?;
     Ok((data, layout))
+}
+
+/// This process's id as the kernel side sees it: in the PID namespace of the procfs, which for an agent in
+/// a container is the host's.
+pub(super) fn own_pid(proc: &Path) -> u64 {
+    let link = std::fs::read_link(proc.join("self")).ok();
+    let pid = link.and_then(|target| target.to_str()?.parse().ok());
+    pid.unwrap_or_else(|| u64::from(std::process::id()))
 }
 
 /// Capabilities that loading and attaching need.

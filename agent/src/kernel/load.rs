@@ -8,6 +8,7 @@ use galen_common::map_names;
 
 use super::cgroups::Hierarchies;
 use super::counters::Counters;
+use super::diagnostics::{DIAGNOSTICS_BYTES, DIAGNOSTICS_MAP, Diagnostics};
 use super::ladder;
 use super::layout::{self, Settings};
 use super::object::OBJECT;
@@ -49,6 +50,8 @@ pub struct Core {
     pub shards: u64,
     /// Which hook each probe uses, and why.
     pub report: Report,
+    /// What the kernel side has to say of itself.
+    pub diagnostics: Diagnostics,
     /// What keeps the programs attached.
     pub programs: Programs,
 }
@@ -76,6 +79,7 @@ impl Core {
         let shards = cpus.next_power_of_two().min(4);
 
         let mut settings = own_settings(kernel, hierarchies, rings, ring_bytes, shards);
+        settings.push(("SELF_PID", host::own_pid(&host.proc)));
         settings.extend(layout::write_calls());
         settings.extend(offers.settings.iter().copied());
 
@@ -90,6 +94,7 @@ impl Core {
             .map_max_entries(map_names::CONNECT_STATS, stats_entries)
             .map_max_entries(map_names::WRITE_STATS, stats_entries)
             .map_max_entries(map_names::TOUCHED_FILES, kernel.file_write.touched_files_max.max(1))
+            .map_max_entries(DIAGNOSTICS_MAP, DIAGNOSTICS_BYTES)
             .map_max_entries(map_names::OOM_RING, u32::try_from(oom_ring_bytes).unwrap_or(65536));
         let mut ebpf = loader.load(OBJECT).map_err(|error| KernelError::Load(chain(&error)))?;
 
@@ -98,10 +103,11 @@ impl Core {
         let rings = Rings::create(outer, rings, ring_bytes)?;
         let oom = ebpf.take_map(map_names::OOM_RING).ok_or(KernelError::MissingMap(map_names::OOM_RING))?;
         let oom_ring = OomRing::create(oom)?;
+        let diagnostics = Diagnostics::take(&mut ebpf);
         let mut counters = Counters::take(&mut ebpf)?;
         counters.prepare(u64::from(shards))?;
         let report = Arc::new(ladder::attach_all(&mut ebpf, kernel, &offers, &mut counters));
-        Ok(Self { rings, oom_ring, counters, shards: u64::from(shards), report, programs: Programs { _ebpf: ebpf } })
+        Ok(Self { rings, oom_ring, counters, shards: u64::from(shards), report, diagnostics, programs: Programs { _ebpf: ebpf } })
     }
 }
 

@@ -10,6 +10,7 @@ pub mod btf;
 pub mod cgroups;
 pub mod clock;
 mod counters;
+mod diagnostics;
 pub mod host;
 mod ladder;
 pub mod layout;
@@ -23,6 +24,7 @@ mod wire;
 use std::sync::Arc;
 
 pub use counters::{CgroupCounters, Counters, KernelFates, Reading};
+pub use diagnostics::Diagnostics;
 pub use ladder::Rung;
 pub use load::{Core, KernelError, Programs};
 pub use rings::{OomRing, Rings};

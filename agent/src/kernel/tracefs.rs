@@ -41,15 +41,33 @@ fn parse_field(line: &str) -> Option<Field> {
     Some(Field { name: name.to_owned(), offset, size })
 }
 
-/// Where tracefs is mounted, if anywhere under the usual places.
-#[must_use]
-pub fn find(configured: Option<&Path>) -> Option<PathBuf> {
+/// Where tracefs is mounted: the configured place, or one of the usual ones.
+///
+/// # Errors
+/// A sentence: it is not mounted there, or may not be read.
+pub fn find(configured: Option<&Path>) -> Result<PathBuf, String> {
     let usual = [Path::new("/sys/kernel/tracing"), Path::new("/sys/kernel/debug/tracing")];
     let candidates: &[&Path] = match &configured {
         Some(path) => &[*path],
         None => &usual,
     };
-    candidates.iter().find(|path| path.join("events").is_dir()).map(|path| path.to_path_buf())
+    let mut denied = None;
+    for path in candidates {
+        match std::fs::metadata(path.join("events")) {
+            Ok(found) if found.is_dir() => return Ok(path.to_path_buf()),
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => denied = denied.or(Some(path)),
+            _ => {}
+        }
+    }
+    Err(match denied {
+        Some(path) => {
+            format!("{} may not be read: run it as root, or with CAP_DAC_READ_SEARCH", path.display())
+        }
+        None => format!(
+            "tracefs is not mounted at {}: `mount -t tracefs tracefs /sys/kernel/tracing` mounts it",
+            candidates[0].display()
+        ),
+    })
 }
 
 /// The format of `category:name`. `None` when the kernel has no such tracepoint or it cannot be read.

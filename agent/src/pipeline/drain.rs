@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::event::decode::{DecodeError, Raw, decode};
 use crate::event::{Body, Event, OomScope, Probe, WallTime};
 use crate::kernel::clock::monotonic;
-use crate::kernel::{OomRing, Rings};
+use crate::kernel::{Diagnostics, OomRing, Rings};
 
 /// Records taken from each ring before other work gets its turn.
 const BATCH: usize = 256;
@@ -26,6 +26,8 @@ const LAST_DRAIN: Duration = Duration::from_millis(500);
 pub(super) struct Drain {
     /// The ends of the rings; `None` when nothing could be loaded.
     pub rings: Option<(Rings, OomRing)>,
+    /// What the kernel side has to say of itself.
+    pub diagnostics: Option<Diagnostics>,
     /// Told when a ring fills up.
     pub notify: Arc<Notify>,
     /// Counters and names.
@@ -135,6 +137,9 @@ impl Drain {
     }
 
     fn tick(&mut self, losses: &mut Losses) {
+        if let Some(diagnostics) = &mut self.diagnostics {
+            diagnostics.read();
+        }
         match self.book.tick(monotonic(), WallTime::now()) {
             Ok((tick, fates)) => {
                 for lost in losses.news(&fates) {

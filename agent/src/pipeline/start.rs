@@ -123,6 +123,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         drain_interval: config.kernel.drain_interval.0,
         window: config.kernel.window.0,
         rings: loaded.rings,
+        diagnostics: loaded.diagnostics,
     };
     if let Some((rings, _)) = &drain.rings
         && let Err(error) = rings.watch(&drain.notify, &tasks, &shutdown)
@@ -177,6 +178,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
 /// The parts of a core, or why there is none.
 struct LoadedCore {
     rings: Option<(crate::kernel::Rings, crate::kernel::OomRing)>,
+    diagnostics: Option<crate::kernel::Diagnostics>,
     counters: Option<(crate::kernel::Counters, u64)>,
     report: Report,
     failure: Option<String>,
@@ -189,6 +191,7 @@ impl LoadedCore {
         match core {
             Ok(core) => Self {
                 rings: Some((core.rings, core.oom_ring)),
+                diagnostics: Some(core.diagnostics),
                 counters: Some((core.counters, core.shards)),
                 report: core.report,
                 failure: None,
@@ -196,6 +199,7 @@ impl LoadedCore {
             },
             Err(failure) => Self {
                 rings: None,
+                diagnostics: None,
                 counters: None,
                 report: Arc::default(),
                 failure: Some(failure),
