@@ -111,15 +111,14 @@ pub const WRITE_SLOTS: u32 = 1 << 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct WriteStats {
-    /// Writes that returned zero or more.
-    pub writes: u64,
-    /// The bytes that they returned.
+    /// The bytes that writes returned.
     pub bytes: u64,
     /// Writes that failed.
     pub errors: u64,
     /// Sum of the latencies of the writes that did not fail, nanoseconds.
     pub latency_sum_ns: u64,
-    /// The writes that did not fail by latency in nanoseconds, see [`crate::histogram`].
+    /// The writes that did not fail by latency in nanoseconds, see [`crate::histogram`]: their sum is the
+    /// number of those writes, which is not counted a second time.
     pub latency_ns: [u64; BUCKETS],
 }
 
@@ -150,5 +149,5 @@ pub struct TouchedFileKey {
 const _: () = assert!(size_of::<FileWriteRecord>() == 56 + 40);
 const _: () = assert!(size_of::<FileWritePathRecord>() == 56 + 40 + PATH_BYTES);
 const _: () = assert!(size_of::<WriteStart>() == 40);
-const _: () = assert!(size_of::<WriteStats>() == 32 + 8 * BUCKETS);
+const _: () = assert!(size_of::<WriteStats>() == 24 + 8 * BUCKETS);
 const _: () = assert!(size_of::<WriteErrorKey>() == 16 && size_of::<TouchedFileKey>() == 24);

@@ -33,6 +33,15 @@ pub fn count(probe: Probe, fate: Fate) {
     }
 }
 
+/// How often `fate` was counted for `probe` on this CPU.
+#[inline(always)]
+pub fn counted(probe: Probe, fate: Fate) -> u64 {
+    FATES.get_ptr_mut(probe as u32).map_or(u64::MAX, |counters| {
+        // SAFETY: `fate` is an index below the array's length.
+        unsafe { counters.cast::<u64>().add(fate as usize).read() }
+    })
+}
+
 /// Puts a record into this CPU's ring, or counts why not.
 ///
 /// `fill` writes the whole record; it gets memory that is not initialised.
@@ -41,7 +50,7 @@ pub fn emit<T: 'static>(probe: Probe, fill: impl FnOnce(*mut T)) {
     // SAFETY: the helper has no conditions.
     let cpu = unsafe { bpf_get_smp_processor_id() };
     let rings = get(&RINGS) as u32;
-    let index = if rings.is_power_of_two() { cpu & (rings - 1) } else { cpu % rings };
+    let index = cpu.checked_rem(rings).unwrap_or(0);
     let Some(ring) = EVENT_RINGS.get(index) else {
         count(probe, Fate::NoRing);
         return;

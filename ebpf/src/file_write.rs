@@ -36,7 +36,7 @@ const S_IFREG: u16 = 0o100_000;
 const ERESTART: core::ops::RangeInclusive<i64> = -516..=-512;
 
 static ZERO: WriteStats =
-    WriteStats { writes: 0, bytes: 0, errors: 0, latency_sum_ns: 0, latency_ns: [0; BUCKETS] };
+    WriteStats { bytes: 0, errors: 0, latency_sum_ns: 0, latency_ns: [0; BUCKETS] };
 
 #[btf_tracepoint(function = "sys_enter")]
 pub fn file_write_enter_btf(ctx: BtfTracePointContext) -> i32 {
@@ -54,7 +54,7 @@ pub fn file_write_exit_btf(ctx: BtfTracePointContext) -> i32 {
     let regs: *const u8 = ctx.arg(0);
     // SAFETY: the argument is a `struct pt_regs` by the tracepoint's prototype.
     if is_write(unsafe { Direct::member::<u64>(regs, &settings::OFF_REGS_CALL) }) {
-        exit::<Direct>(ctx.arg(1));
+        exit::<Direct>(&ctx, ctx.arg(1));
     }
     0
 }
@@ -74,21 +74,32 @@ pub fn file_write_enter_raw(ctx: RawTracePointContext) -> i32 {
 /// reading the call's number at the end of every system call.
 #[raw_tracepoint(tracepoint = "sys_exit")]
 pub fn file_write_exit_raw(ctx: RawTracePointContext) -> i32 {
-    exit::<Probe>(ctx.arg(1));
+    exit::<Probe>(&ctx, ctx.arg(1));
     0
+}
+
+/// The record of `syscalls:sys_enter_*` and `syscalls:sys_exit_*` (kernel/trace/trace.h,
+/// `syscall_trace_enter` and `syscall_trace_exit`). The agent compares it with the format files before it
+/// loads these programs; an offset in the instruction itself saves a call for each read.
+#[repr(C)]
+struct SyscallRecord {
+    common: u64,
+    number: u64,
+    /// The first argument, or what the call returned.
+    value: i64,
 }
 
 #[tracepoint(category = "syscalls", name = "sys_enter_write")]
 pub fn file_write_enter_tp(ctx: TracePointContext) -> i32 {
-    // SAFETY: the offset is that of the tracepoint's format file.
-    enter::<Probe>(unsafe { Direct::member::<u64>(ctx.as_ptr().cast(), &settings::OFF_TP_FD) } as i32);
+    // SAFETY: the record of every system call tracepoint is as large as this.
+    enter::<Direct>(unsafe { (*ctx.as_ptr().cast::<SyscallRecord>()).value } as i32);
     0
 }
 
 #[tracepoint(category = "syscalls", name = "sys_exit_write")]
 pub fn file_write_exit_tp(ctx: TracePointContext) -> i32 {
-    // SAFETY: the offset is that of the tracepoint's format file.
-    exit::<Probe>(unsafe { Direct::member::<i64>(ctx.as_ptr().cast(), &settings::OFF_TP_RET) });
+    // SAFETY: the record of every system call tracepoint is as large as this.
+    exit::<Direct>(&ctx, unsafe { (*ctx.as_ptr().cast::<SyscallRecord>()).value });
     0
 }
 
@@ -116,14 +127,13 @@ fn enter<R: Current>(fd: i32) {
         // The numbers of 32-bit system calls mean something else.
         let file = if is_compat { 0 } else { file_of::<R>(task, fd) };
         if file != 0 {
-            let file_ptr = file as *const u8;
-            let inode = Probe::pointer(file_ptr, &settings::OFF_FILE_INODE);
-            let mode: u16 = Probe::member(inode, &settings::OFF_INODE_MODE);
-            if get(&settings::WRITE_ANY_FILE) != 0 || mode & S_IFMT == S_IFREG {
-                let sb = Probe::pointer(inode, &settings::OFF_INODE_SB);
+            let inode = Probe::pointer(file as *const u8, &settings::OFF_FILE_INODE);
+            let head = InodeHead::read(inode);
+            if get(&settings::WRITE_ANY_FILE) != 0 || head.mode() & S_IFMT == S_IFREG {
                 (*slot).fd = fd;
-                (*slot).inode = Probe::member(inode, &settings::OFF_INODE_INO);
+                (*slot).inode = head.member(&settings::OFF_INODE_INO);
                 (*slot).file = file;
+                let sb = head.member(&settings::OFF_INODE_SB) as *const u8;
                 (*slot).dev = Probe::member(sb, &settings::OFF_SB_DEV);
                 (*slot).tid = tid;
                 (*slot).time_mono_ns = bpf_ktime_get_ns();
@@ -137,6 +147,37 @@ fn enter<R: Current>(fd: i32) {
     }
 }
 
+/// The first words of a `struct inode`, which hold all that is needed: one checked read instead of three.
+struct InodeHead([u64; InodeHead::WORDS]);
+
+impl InodeHead {
+    const WORDS: usize = 12;
+
+    /// # Safety
+    /// None beyond the offsets' being this kernel's: the helper checks the address.
+    #[inline(always)]
+    unsafe fn read(inode: *const u8) -> Self {
+        // SAFETY: any bytes are valid words.
+        Self(unsafe { Probe::read(inode.cast()) })
+    }
+
+    #[inline(always)]
+    fn mode(&self) -> u16 {
+        self.member(&settings::OFF_INODE_MODE) as u16
+    }
+
+    /// The word at an offset; the agent refuses to load this program if it lies beyond the head.
+    #[inline(always)]
+    fn member(&self, offset: &u64) -> u64 {
+        let at = get(offset);
+        if at > (Self::WORDS as u64 - 1) * 8 {
+            return 0;
+        }
+        // SAFETY: the word lies within the array, and BPF loads need no alignment that its members lack.
+        unsafe { core::ptr::read_volatile(self.0.as_ptr().cast::<u8>().add(at as usize).cast()) }
+    }
+}
+
 /// Address of the `struct file` behind a descriptor of the running task; 0 when there is none.
 #[inline(always)]
 unsafe fn file_of<R: Reader>(task: *const u8, fd: i32) -> u64 {
@@ -144,18 +185,18 @@ unsafe fn file_of<R: Reader>(task: *const u8, fd: i32) -> u64 {
     // could follow, so from there on every read is checked by the helper.
     unsafe {
         let files = R::pointer(task, &settings::OFF_TASK_FILES);
-        let table = Probe::pointer(files, &settings::OFF_FILES_FDT);
-        let max_fds: u32 = Probe::member(table, &settings::OFF_FDT_MAX_FDS);
+        let table = R::pointer(files, &settings::OFF_FILES_FDT);
+        let max_fds: u32 = R::member(table, &settings::OFF_FDT_MAX_FDS);
         if fd as u32 >= max_fds {
             return 0;
         }
-        let array = Probe::pointer(table, &settings::OFF_FDT_FD);
+        let array = R::pointer(table, &settings::OFF_FDT_FD);
         Probe::read(array.add(fd as u32 as usize * 8).cast())
     }
 }
 
 #[inline(always)]
-fn exit<R: Current>(returned: i64) {
+fn exit<R: Current>(ctx: &impl EbpfContext, returned: i64) {
     let tid = bpf_get_current_pid_tgid() as u32;
     let Some(slot) = WRITE_STARTS.get_ptr_mut(tid & (WRITE_SLOTS - 1)) else { return };
     // SAFETY: the slot lives in the array.
@@ -173,15 +214,13 @@ fn exit<R: Current>(returned: i64) {
     let now = unsafe { bpf_ktime_get_ns() };
     let latency_ns = now.saturating_sub(start.time_mono_ns);
     let cgroup_id = current_cgroup_id::<R>();
-    count(Subject::FileWrite, Fate::Seen);
-    if let Some(stats) = stats::of_cgroup(&WRITE_STATS, &ZERO, Subject::FileWrite, cgroup_id) {
+    if let Some(stats) = stats::of_cgroup(ctx, &WRITE_STATS, &ZERO, Subject::FileWrite, cgroup_id) {
         // SAFETY: the pointer is a map's value; the bucket is below BUCKETS.
         unsafe {
             if returned < 0 {
                 add(&raw mut (*stats).errors, 1);
                 count_error(cgroup_id, returned);
             } else {
-                add(&raw mut (*stats).writes, 1);
                 add(&raw mut (*stats).bytes, returned as u64);
                 add(&raw mut (*stats).latency_sum_ns, latency_ns);
                 let bucket = bucket_of(latency_ns);
@@ -212,7 +251,8 @@ fn count_error(cgroup_id: u64, returned: i64) {
 #[inline(always)]
 fn report(start: &WriteStart, now: u64, latency_ns: u64, cgroup_id: u64, returned: i64) {
     let rule = get(&settings::WRITE_EMIT);
-    if rule == emit_rule::NONE {
+    let is_own = (bpf_get_current_pid_tgid() >> 32) == get(&settings::SELF_PID);
+    if rule == emit_rule::NONE || is_own {
         count(Subject::FileWrite, Fate::Filtered);
         return;
     }

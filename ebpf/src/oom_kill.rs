@@ -73,7 +73,7 @@ pub fn oom_kill_mark(ctx: TracePointContext) -> i32 {
     let fields = ctx.as_ptr().cast::<u8>().cast_const();
     // SAFETY: the offsets are those of the tracepoint's format file.
     unsafe {
-        let tid: u32 = Direct::member(fields, &settings::OFF_TP_VICTIM_PID);
+        let tid: u32 = Probe::member(fields, &settings::OFF_TP_VICTIM_PID);
         let mut identity =
             VictimIdentity { cgroup_id: 0, pid: tid, tid, uid: 0, known: 0, comm: [0; TASK_COMM_LEN] };
         if let Some(left) = OOM_VICTIM.get_ptr_mut(0) {
@@ -84,10 +84,10 @@ pub fn oom_kill_mark(ctx: TracePointContext) -> i32 {
         }
         if identity.known == 0 {
             if has(&settings::OFF_TP_VICTIM_UID) {
-                identity.uid = Direct::member(fields, &settings::OFF_TP_VICTIM_UID);
+                identity.uid = Probe::member(fields, &settings::OFF_TP_VICTIM_UID);
             }
             if has(&settings::OFF_TP_VICTIM_COMM) {
-                let place: u32 = Direct::member(fields, &settings::OFF_TP_VICTIM_COMM);
+                let place: u32 = Probe::member(fields, &settings::OFF_TP_VICTIM_COMM);
                 let comm = fields.add(place as usize & 0xffff);
                 let _ = bpf_probe_read_kernel_str(
                     (&raw mut identity.comm).cast(),
@@ -109,16 +109,16 @@ unsafe fn memory(fields: *const u8) -> Memory {
     unsafe {
         if has(&settings::OFF_TP_VICTIM_TOTAL_VM) {
             memory.flags |= victim_flags::HAS_MEMORY;
-            memory.total_vm_bytes = Direct::member::<u64>(fields, &settings::OFF_TP_VICTIM_TOTAL_VM) << 10;
-            memory.anon_rss_bytes = Direct::member::<u64>(fields, &settings::OFF_TP_VICTIM_ANON_RSS) << 10;
-            memory.file_rss_bytes = Direct::member::<u64>(fields, &settings::OFF_TP_VICTIM_FILE_RSS) << 10;
-            memory.shmem_rss_bytes = Direct::member::<u64>(fields, &settings::OFF_TP_VICTIM_SHMEM_RSS) << 10;
-            memory.pgtables_bytes = Direct::member::<u64>(fields, &settings::OFF_TP_VICTIM_PGTABLES) << 10;
+            memory.total_vm_bytes = Probe::member::<u64>(fields, &settings::OFF_TP_VICTIM_TOTAL_VM) << 10;
+            memory.anon_rss_bytes = Probe::member::<u64>(fields, &settings::OFF_TP_VICTIM_ANON_RSS) << 10;
+            memory.file_rss_bytes = Probe::member::<u64>(fields, &settings::OFF_TP_VICTIM_FILE_RSS) << 10;
+            memory.shmem_rss_bytes = Probe::member::<u64>(fields, &settings::OFF_TP_VICTIM_SHMEM_RSS) << 10;
+            memory.pgtables_bytes = Probe::member::<u64>(fields, &settings::OFF_TP_VICTIM_PGTABLES) << 10;
         }
         if has(&settings::OFF_TP_VICTIM_SCORE_ADJ) {
             memory.flags |= victim_flags::HAS_SCORE_ADJ;
             memory.oom_score_adj =
-                i32::from(Direct::member::<i16>(fields, &settings::OFF_TP_VICTIM_SCORE_ADJ));
+                i32::from(Probe::member::<i16>(fields, &settings::OFF_TP_VICTIM_SCORE_ADJ));
         }
     }
     memory

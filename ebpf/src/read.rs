@@ -45,7 +45,8 @@ impl Reader for Direct {
     }
 }
 
-/// `bpf_probe_read_kernel`: a call each, any address.
+/// `bpf_probe_read_kernel`: a call each, any address. Also for the record of a classic tracepoint, which
+/// the verifier lets no program load from at an offset that it did not see in the instruction itself.
 pub struct Probe;
 
 impl Reader for Probe {

@@ -48,6 +48,9 @@ settings! {
     WRITE_FIRST_TOUCH: 1;
     /// Whether writes to anything but regular files count too.
     WRITE_ANY_FILE: 0;
+    /// Process id of the agent: what it writes is counted, and never a record, as printing it would be the
+    /// next write.
+    SELF_PID: 0;
     /// Whether the identity program of the OOM probe emits the record itself.
     OOM_EMIT_ALONE: 0;
 

@@ -1,12 +1,14 @@
 //! The statistics of a cgroup, made at its first event.
 
+use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::btf_maps::HashMap;
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
+use aya_log_ebpf::warn;
 use galen_common::accounting::{Fate, Probe};
 use galen_common::record::CgroupKey;
 
-use crate::emit::count;
+use crate::emit::{count, counted};
 use crate::settings::{SHARD_MASK, get};
 
 /// The counters of `cgroup_id` on this CPU's shard; those of cgroup 0, which the agent made before, when
@@ -16,6 +18,7 @@ use crate::settings::{SHARD_MASK, get};
 /// fit on the stack.
 #[inline(always)]
 pub fn of_cgroup<S, const N: usize>(
+    ctx: &impl EbpfContext,
     map: &HashMap<CgroupKey, S, N>,
     zero: &'static S,
     probe: Probe,
@@ -31,6 +34,10 @@ pub fn of_cgroup<S, const N: usize>(
     let _ = map.insert(&key, zero, u64::from(BPF_NOEXIST));
     if let Some(stats) = map.get_ptr_mut(&key) {
         return Some(stats);
+    }
+    // Once for each CPU: the count tells how often.
+    if counted(probe, Fate::StatsFull) == 0 {
+        warn!(ctx, "no room for the counters of cgroup {}: counted as other", cgroup_id);
     }
     count(probe, Fate::StatsFull);
     map.get_ptr_mut(&CgroupKey { cgroup_id: 0, shard })

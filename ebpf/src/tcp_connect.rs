@@ -60,7 +60,7 @@ pub fn tcp_connect_btf(ctx: BtfTracePointContext) -> i32 {
         // SAFETY: as above.
         unsafe {
             if is_tcp::<Direct>(sk) {
-                end(sk as u64, new_state, &endpoints::<Direct>(sk));
+                end(&ctx, sk as u64, new_state, &endpoints::<Direct>(sk));
             }
         }
     }
@@ -83,7 +83,7 @@ pub fn tcp_connect_raw(ctx: RawTracePointContext) -> i32 {
         if new_state == TCP_SYN_SENT {
             start::<Probe>(sk as u64);
         } else {
-            end(sk as u64, new_state, &endpoints::<Probe>(sk));
+            end(&ctx, sk as u64, new_state, &endpoints::<Probe>(sk));
         }
     }
     0
@@ -94,32 +94,32 @@ pub fn tcp_connect_tp(ctx: TracePointContext) -> i32 {
     // SAFETY: the offsets are those of the tracepoint's format file.
     unsafe {
         let record = ctx.as_ptr().cast::<u8>().cast_const();
-        let new_state: i32 = Direct::member(record, &settings::OFF_TP_NEWSTATE);
-        let old_state: i32 = Direct::member(record, &settings::OFF_TP_OLDSTATE);
+        let new_state: i32 = Probe::member(record, &settings::OFF_TP_NEWSTATE);
+        let old_state: i32 = Probe::member(record, &settings::OFF_TP_OLDSTATE);
         if new_state != TCP_SYN_SENT && old_state != TCP_SYN_SENT {
             return 0;
         }
-        let protocol: u16 = Direct::member(record, &settings::OFF_TP_PROTOCOL);
+        let protocol: u16 = Probe::member(record, &settings::OFF_TP_PROTOCOL);
         if protocol != IPPROTO_TCP {
             return 0;
         }
-        let sk: u64 = Direct::member(record, &settings::OFF_TP_SKADDR);
+        let sk: u64 = Probe::member(record, &settings::OFF_TP_SKADDR);
         if new_state == TCP_SYN_SENT {
             start::<Probe>(sk);
             return 0;
         }
         let mut at_end = Endpoints {
-            family: Direct::member(record, &settings::OFF_TP_FAMILY),
-            sport: Direct::member(record, &settings::OFF_TP_SPORT),
-            dport: Direct::member(record, &settings::OFF_TP_DPORT),
+            family: Probe::member(record, &settings::OFF_TP_FAMILY),
+            sport: Probe::member(record, &settings::OFF_TP_SPORT),
+            dport: Probe::member(record, &settings::OFF_TP_DPORT),
             saddr: [0; 16],
             daddr: [0; 16],
             errno: 0,
             syn_retransmits: 0,
         };
         if at_end.family == AF_INET {
-            set_v4(&mut at_end.saddr, Direct::member(record, &settings::OFF_TP_SADDR));
-            set_v4(&mut at_end.daddr, Direct::member(record, &settings::OFF_TP_DADDR));
+            set_v4(&mut at_end.saddr, Probe::member(record, &settings::OFF_TP_SADDR));
+            set_v4(&mut at_end.daddr, Probe::member(record, &settings::OFF_TP_DADDR));
         } else {
             at_end.saddr = Probe::member(record, &settings::OFF_TP_SADDR_V6);
             at_end.daddr = Probe::member(record, &settings::OFF_TP_DADDR_V6);
@@ -129,7 +129,7 @@ pub fn tcp_connect_tp(ctx: TracePointContext) -> i32 {
             at_end.errno = Probe::member(sk, &settings::OFF_SK_ERR);
         }
         at_end.syn_retransmits = retransmits(sk);
-        end(sk as u64, new_state, &at_end);
+        end(&ctx, sk as u64, new_state, &at_end);
     }
     0
 }
@@ -203,7 +203,7 @@ fn start<R: Current>(sk: u64) {
 }
 
 #[inline(always)]
-fn end(sk: u64, new_state: i32, at_end: &Endpoints) {
+fn end(ctx: &impl EbpfContext, sk: u64, new_state: i32, at_end: &Endpoints) {
     // SAFETY: the helper has no conditions.
     let now = unsafe { bpf_ktime_get_ns() };
     let mut latency_ns = LATENCY_UNKNOWN_NS;
@@ -220,16 +220,15 @@ fn end(sk: u64, new_state: i32, at_end: &Endpoints) {
         count(Subject::TcpConnect, Fate::StartUnknown);
         false
     };
-    let outcome = Outcome::from_exit(new_state, at_end.errno);
-    count(Subject::TcpConnect, Fate::Seen);
-    if let Some(stats) = stats::of_cgroup(&CONNECT_STATS, &ZERO, Subject::TcpConnect, cgroup_id) {
+    let outcome = Outcome::index_from_exit(new_state, at_end.errno);
+    if let Some(stats) = stats::of_cgroup(ctx, &CONNECT_STATS, &ZERO, Subject::TcpConnect, cgroup_id) {
         // SAFETY: the outcome is below 8 and the bucket below BUCKETS.
         unsafe {
             add((&raw mut (*stats).outcomes).cast::<u64>().add(outcome as usize & 7), 1);
             if at_end.syn_retransmits != 0 {
                 add(&raw mut (*stats).syn_retransmits, u64::from(at_end.syn_retransmits));
             }
-            if known && outcome as u32 == Outcome::Established as u32 {
+            if known && outcome == Outcome::Established as u32 {
                 add(&raw mut (*stats).latency_sum_ns, latency_ns);
                 let bucket = bucket_of(latency_ns / 1000);
                 if bucket < BUCKETS {
@@ -240,7 +239,7 @@ fn end(sk: u64, new_state: i32, at_end: &Endpoints) {
     }
 
     let rule = get(&settings::CONNECT_EMIT);
-    let notable = outcome as u32 != Outcome::Established as u32
+    let notable = outcome != Outcome::Established as u32
         || (known && latency_ns >= get(&settings::CONNECT_SLOW_NS));
     if rule == emit_rule::NONE || (rule == emit_rule::NOTABLE && !notable) {
         count(Subject::TcpConnect, Fate::Filtered);
@@ -258,7 +257,7 @@ fn end(sk: u64, new_state: i32, at_end: &Endpoints) {
                 sport: at_end.sport,
                 dport: at_end.dport,
                 reserved: 0,
-                outcome: outcome as u32,
+                outcome,
                 errno: at_end.errno,
                 syn_retransmits: at_end.syn_retransmits,
                 reserved2: 0,

@@ -3,13 +3,20 @@
 //! As typed ([`Config`]) it holds what the file, the environment and the flags said, with defaults for the
 //! rest. Invariant: a value that got here is within its limits; nothing later needs to check it again.
 
+mod check;
+pub mod diagnostic;
+mod env;
+mod load;
 mod units;
+pub mod yaml;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use diagnostic::Diagnostic;
+pub use load::{Loaded, Overrides, load, load_str, print_effective};
 pub use units::{Bytes, Span};
 
 /// The whole configuration.
@@ -167,6 +174,8 @@ pub struct FileWrite {
     pub emit: Emit,
     /// A write is slow, and so notable, from here on.
     pub slow: Span,
+    /// Which files count.
+    pub files: Files,
     /// Whether the first write of a cgroup to a file is notable.
     pub first_touch: bool,
     /// Files whose first touch is remembered; the longest unused are forgotten first.
@@ -179,10 +188,22 @@ impl Default for FileWrite {
             enabled: true,
             emit: Emit::Notable,
             slow: Span::millis(100),
+            files: Files::Regular,
             first_touch: true,
             touched_files_max: 8192,
         }
     }
+}
+
+/// Files whose writes count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Files {
+    /// Regular files.
+    #[default]
+    Regular,
+    /// Pipes, sockets, terminals and devices too.
+    Any,
 }
 
 /// The OOM kill probe.

@@ -3,6 +3,8 @@
 //! Invariant: pure; nothing here touches the outside. A field that is not known is `None` and absent from
 //! the output, never empty and never zero.
 
+pub mod decode;
+mod signal;
 mod time;
 mod totals;
 mod window;
@@ -14,6 +16,7 @@ use serde::Serialize;
 pub use galen_common::accounting::Probe;
 pub use galen_common::file_write::Reason;
 pub use galen_common::tcp_connect::Outcome;
+pub use signal::FaultSignal;
 pub use time::WallTime;
 pub use totals::{CgroupTotals, Histogram, ProbeFates, ProbeInfo, ProgramTotals, Totals};
 pub use window::{SubjectWindow, Tick};

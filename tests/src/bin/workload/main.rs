@@ -1,11 +1,15 @@
 //! `galen-workload`: small loads that make exactly the system calls they say, for the end-to-end tests
 //! and the benchmarks.
 //!
-//! Each prints one JSON line: `ops`, how many operations went through, and `ns_per_op`, what one took.
+//! Each prints one JSON line: `ops`, how many operations went through, and `ns_per_op`, what one took; those
+//! of the tests print what they did in numbers of their own.
+
+mod files;
+mod setting;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -15,24 +19,32 @@ use std::time::{Duration, Instant};
 use std::{env, io, mem, process, thread};
 
 use anyhow::{Context, Result, anyhow, bail};
-use serde_json::json;
+use serde_json::{Value, json};
 
 const USAGE: &str = "\
-usage: galen-workload COMMAND
+usage: galen-workload [--wait] [--netns FILE] COMMAND
+  --wait                        reads a line first, so that its caller can put it where it belongs
+  --netns FILE                  joins this network namespace
   pwrite-null N                 N writes of one byte to /dev/null
   pwrite-file N [DIR]           N writes of one byte to a file in DIR (default: here)
   getppid N                     N calls of getppid
   connect N                     N TCP connects to a loopback listener
   writers RATE SECONDS [DIR]    on each CPU, RATE one-byte writes a second to a file in DIR
   oom CGROUP                    joins the memory cgroup at this path, and grows until it is killed
+  hold MIB                      takes so much memory, says `holding`, and waits for a line
+  take MIB                      takes so much memory
+  try-connect ADDR N            N TCP connects to ADDR, whatever becomes of them
+  write-mix FILE N              N calls each of write, pwrite64, writev, pwritev, pwritev2
+  write-one FILE BYTES          one call of write
+  fill FILE                     writes until the filesystem is full
 example: galen-workload pwrite-file 100000 /var/tmp";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    match run(&words) {
-        Ok(done) => {
-            println!("{}", json!({"ops": done.ops, "ns_per_op": done.ns_per_op}));
+    match setting::enter(&words).and_then(run) {
+        Ok(said) => {
+            println!("{said}");
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -42,8 +54,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(words: &[&str]) -> Result<Done> {
-    match *words {
+fn run(words: &[&str]) -> Result<Value> {
+    let done = match *words {
+        ["hold", mib] => return hold(number(mib)?),
+        ["take", mib] => return take(number(mib)?).map(|held| json!({"mib": held.len()})),
+        ["try-connect", addr, times] => return try_connect(addr, number(times)?),
+        ["write-mix", file, times] => return files::mix(file, number(times)?),
+        ["write-one", file, bytes] => return files::one(file, number(bytes)?),
+        ["fill", file] => return files::fill(file),
         ["pwrite-null", times] => {
             let file = OpenOptions::new().write(true).open("/dev/null").context("cannot open /dev/null")?;
             timed(number(times)?, || pwrite(file.as_raw_fd()))
@@ -59,7 +77,8 @@ fn run(words: &[&str]) -> Result<Done> {
         }
         ["oom", cgroup] => oom(cgroup),
         _ => bail!("{USAGE}"),
-    }
+    }?;
+    Ok(json!({"ops": done.ops, "ns_per_op": done.ns_per_op}))
 }
 
 /// What a load did.
@@ -246,12 +265,25 @@ fn oom(cgroup: &str) -> Result<Done> {
         .with_context(|| format!("cannot open {}", procs.display()))?;
     write!(file, "{}", process::id()).with_context(|| format!("cannot join {cgroup}"))?;
     // Far above any limit that a test sets, and harmless where none is set.
-    const MOST: usize = 512 << 20;
-    const STEP: usize = 1 << 20;
-    let mut held = Vec::new();
-    while held.len() * STEP < MOST {
-        // Not zero, which could be one shared page.
-        held.push(vec![1u8; STEP]);
-    }
+    let held = take(512)?;
     bail!("grew to {} MiB in {cgroup} and was not killed; does it have a limit?", held.len())
+}
+
+/// Takes memory, MiB by MiB.
+fn take(mib: u64) -> Result<Vec<Vec<u8>>> {
+    // Not zero, which could be one shared page.
+    Ok((0..mib).map(|_| vec![1u8; 1 << 20]).collect())
+}
+
+fn hold(mib: u64) -> Result<Value> {
+    let held = take(mib)?;
+    println!("holding");
+    io::stdin().read_line(&mut String::new()).context("nothing to wait for")?;
+    Ok(json!({"mib": held.len()}))
+}
+
+fn try_connect(addr: &str, times: u64) -> Result<Value> {
+    let addr: SocketAddr = addr.parse().map_err(|_| anyhow!("`{addr}` is no address\n{USAGE}"))?;
+    let established = (0..times).filter(|_| TcpStream::connect(addr).is_ok()).count();
+    Ok(json!({"established": established}))
 }

@@ -1,0 +1,109 @@
+//! The limits of values. What passes here needs no second look later.
+
+use std::time::Duration;
+
+use super::{Config, Ratio, Span};
+
+/// A value out of its limits.
+pub(super) struct Finding {
+    /// The key's path; of a list's item, with its index.
+    pub(super) path: String,
+    pub(super) what: String,
+    pub(super) expected: String,
+}
+
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn add(&mut self, path: &str, what: String, expected: impl Into<String>) {
+        self.0.push(Finding { path: path.to_owned(), what, expected: expected.into() });
+    }
+
+    fn range<T: PartialOrd + std::fmt::Display>(&mut self, path: &str, value: T, low: T, high: T) {
+        if value < low || value > high {
+            self.add(path, format!("`{path}` is {value}"), format!("expected {low} to {high}"));
+        }
+    }
+
+    fn ratio(&mut self, path: &str, ratio: Ratio) {
+        self.range(&format!("{path}.ratio"), ratio.ratio, 0.0, 1.0);
+    }
+}
+
+const DAY: Span = Span(Duration::from_secs(24 * 60 * 60));
+
+/// Everything that is out of its limits.
+pub(super) fn check(config: &Config) -> Vec<Finding> {
+    let mut findings = Findings(Vec::new());
+    kernel(config, &mut findings);
+    rules(config, &mut findings);
+    healing(config, &mut findings);
+    findings.range("metrics.series_max", config.metrics.series_max, 1, 1_000_000);
+    if config.node.as_deref().is_some_and(|node| node.is_empty() || node.len() > 253) {
+        let what = "`node` is empty or longer than 253 bytes".to_owned();
+        findings.add("node", what, "expected a host name, or nothing for the host's own");
+    }
+    for (path, value) in [
+        ("state_dir", &config.state_dir),
+        ("host.proc", &config.host.proc),
+        ("host.sys", &config.host.sys),
+        ("host.cgroup", &config.host.cgroup),
+    ] {
+        if value.as_os_str().is_empty() {
+            findings.add(path, format!("`{path}` is empty"), "expected the path of a folder");
+        }
+    }
+    findings.0
+}
+
+fn kernel(config: &Config, findings: &mut Findings) {
+    let kernel = &config.kernel;
+    for (path, value) in
+        [("kernel.ring_bytes", kernel.ring_bytes), ("kernel.oom_ring_bytes", kernel.oom_ring_bytes)]
+    {
+        findings.range(path, value, super::Bytes::kib(64), super::Bytes::kib(1024 * 1024));
+    }
+    findings.range("kernel.cgroups_max", kernel.cgroups_max, 16, 65_536);
+    findings.range("kernel.drain_interval", kernel.drain_interval, Span::millis(1), Span::secs(10));
+    findings.range("kernel.window", kernel.window, Span::millis(100), Span::secs(60));
+    let files = kernel.file_write.touched_files_max;
+    findings.range("kernel.file_write.touched_files_max", files, 16, 1_048_576);
+    for (path, value) in [
+        ("kernel.tcp_connect.slow", kernel.tcp_connect.slow),
+        ("kernel.file_write.slow", kernel.file_write.slow),
+    ] {
+        findings.range(path, value, Span(Duration::from_micros(1)), Span::secs(3600));
+    }
+}
+
+fn rules(config: &Config, findings: &mut Findings) {
+    let health = &config.health;
+    findings.range("health.oom_hold", health.oom_hold, Span::millis(1), DAY);
+    findings.range("health.worse_after", health.worse_after, 1, 10_000);
+    findings.range("health.better_after", health.better_after, 1, 10_000);
+    findings.range("health.subjects_max", health.subjects_max, 16, 1_048_576);
+    let faults = &config.faults;
+    findings.range("faults.breaches", faults.breaches, 1, 10_000);
+    findings.range("faults.rearm_after", faults.rearm_after, 1, 10_000);
+    findings.ratio("faults.connect_failures", faults.connect_failures);
+    findings.ratio("faults.write_errors", faults.write_errors);
+    findings.ratio("faults.write_slow", faults.write_slow);
+}
+
+fn healing(config: &Config, findings: &mut Findings) {
+    let healing = &config.healing;
+    for (index, program) in healing.exec_allow.iter().enumerate() {
+        let plain = program.components().all(|part| !matches!(part, std::path::Component::ParentDir));
+        if !program.is_absolute() || !plain {
+            let what = format!("`{}` is not an absolute path without `..`", program.display());
+            let path = format!("healing.exec_allow.{index}");
+            findings.add(&path, what, "expected one such as `/usr/local/bin/rotate-cache`");
+        }
+    }
+    let limits = healing.limits;
+    findings.range("healing.limits.per_policy_per_hour", limits.per_policy_per_hour, 1, 10_000);
+    findings.range("healing.limits.per_subject_per_hour", limits.per_subject_per_hour, 1, 10_000);
+    findings.range("healing.limits.max_concurrent", limits.max_concurrent, 1, 256);
+    let timeout = limits.action_timeout;
+    findings.range("healing.limits.action_timeout", timeout, Span::millis(10), Span::secs(3600));
+}
