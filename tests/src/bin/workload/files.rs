@@ -76,7 +76,8 @@ fn vector(fd: RawFd, pieces: &[IoSlice<'_>; 3], way: Way) -> isize {
         match way {
             Way::Writev => libc::writev(fd, start, count),
             Way::Pwritev => libc::pwritev(fd, start, count, 0),
-            Way::Pwritev2 => libc::pwritev2(fd, start, count, 0, 0),
+            // A C library may take the older call where no flag is set.
+            Way::Pwritev2 => libc::syscall(libc::SYS_pwritev2, fd, start, count, 0, 0, 0) as isize,
         }
     }
 }
