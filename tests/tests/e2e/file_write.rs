@@ -29,7 +29,8 @@ fn exact_with(variant: &str) -> Result<()> {
     let agent = Agent::start(&format!("kernel: {{ variant: {variant} }}\n"))?;
     let metrics = agent.metrics()?;
     for probe in ["tcp_connect", "file_write", "oom_kill"] {
-        let info: Vec<_> = metrics.with("galen_probe_info", &[("probe", probe)]).collect();
+        let labels = [("probe", probe)];
+        let info: Vec<_> = metrics.with("galen_probe_info", &labels).collect();
         ensure!(info.len() == 1 && info[0].labels["variant"] == variant, "{probe}: {info:?}");
     }
     let cgroup = Cgroup::new(variant)?;
