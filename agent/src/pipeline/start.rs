@@ -11,15 +11,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::book::Book;
+use super::clock::monotonic;
 use super::drain::Drain;
 use super::enrich::Enricher;
 use super::outlet::{Outlet, Parts};
 use crate::config::{Config, Output};
 use crate::event::FaultSignal;
-use crate::identity::Cgroups;
+use crate::identity::{Cgroups, OomFunctions};
 use crate::kernel::cgroups::Hierarchies;
-use crate::kernel::clock::monotonic;
-use crate::kernel::symbols::OomFunctions;
 use crate::kernel::{Core, Report};
 use crate::server::{Readiness, Server, State};
 use crate::sink::history::History;
