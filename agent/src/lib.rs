@@ -2,8 +2,17 @@
 //!
 //! The modules are the stages of an event's way, in order; a stage imports only earlier ones:
 //! [`config`] → [`event`] → [`kernel`] → [`identity`] → [`health`] → [`faults`] → [`healing`] →
-//! [`sink`] → [`server`] → [`cli`]. `ARCHITECTURE.md` shows the whole way.
+//! [`sink`] → [`server`] → [`pipeline`] → [`cli`]. `ARCHITECTURE.md` shows the whole way.
 
+pub mod cli;
 pub mod config;
 pub mod event;
+pub mod faults;
+pub mod health;
+pub mod identity;
+pub mod kernel;
+pub mod memory;
+pub mod pipeline;
+pub mod server;
+pub mod sink;
 pub mod healing;

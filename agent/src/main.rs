@@ -1,2 +1,8 @@
 //! The galen binary: glue over the library.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    galen_agent::memory::configure();
+    galen_agent::cli::main()
+}

@@ -34,7 +34,8 @@ impl Probe {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Fate {
-    /// The event happened.
+    /// The event happened. Counted for OOM kills only: for the other probes the statistics of the cgroups,
+    /// which are counted apart from the fates, add up to it.
     Seen = 0,
     /// A record of it was put into a ring.
     Submitted = 1,

@@ -45,7 +45,9 @@ impl TryFrom<u32> for Reason {
 }
 
 /// Bytes kept of a file's path below the root of its filesystem.
-pub const PATH_BYTES: usize = 256;
+pub const PATH_BYTES: usize = 512;
+/// Bytes kept of one name of it, with its NUL; a path with a longer name is left to user space.
+pub const NAME_BYTES: usize = 128;
 /// Components of a path that are followed upwards.
 pub const PATH_DEPTH: usize = 16;
 
@@ -67,10 +69,18 @@ pub struct FileWriteRecord {
     pub fd: i32,
     /// A [`Reason`] as its number.
     pub reason: u32,
-    /// Bytes of `path` in use; 0 when the path is not known.
+    /// Bytes of path behind this record in use; 0 when the path is not known.
     pub path_len: u32,
+}
+
+/// A write with the path of its file, so that a file can be named whose writer is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct FileWritePathRecord {
+    /// The write.
+    pub write: FileWriteRecord,
     /// Names of the path from the file upwards, each ended by a NUL: `c\0b\0a\0` is `/a/b/c` below the
-    /// root of the filesystem. Without the last names when they did not fit.
+    /// root of the filesystem.
     pub path: [u8; PATH_BYTES],
 }
 
@@ -86,8 +96,8 @@ pub struct WriteStart {
     pub time_mono_ns: u64,
     /// Inode number.
     pub inode: u64,
-    /// Address of the file's `struct dentry`.
-    pub dentry: u64,
+    /// Address of the `struct file`.
+    pub file: u64,
     /// `super_block.s_dev`.
     pub dev: u32,
     /// Zero.
@@ -101,15 +111,14 @@ pub const WRITE_SLOTS: u32 = 1 << 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct WriteStats {
-    /// Writes that returned zero or more.
-    pub writes: u64,
-    /// The bytes that they returned.
+    /// The bytes that writes returned.
     pub bytes: u64,
     /// Writes that failed.
     pub errors: u64,
     /// Sum of the latencies of the writes that did not fail, nanoseconds.
     pub latency_sum_ns: u64,
-    /// The writes that did not fail by latency in nanoseconds, see [`crate::histogram`].
+    /// The writes that did not fail by latency in nanoseconds, see [`crate::histogram`]: their sum is the
+    /// number of those writes, which is not counted a second time.
     pub latency_ns: [u64; BUCKETS],
 }
 
@@ -137,7 +146,8 @@ pub struct TouchedFileKey {
     pub dev: u64,
 }
 
-const _: () = assert!(size_of::<FileWriteRecord>() == 56 + 40 + PATH_BYTES);
+const _: () = assert!(size_of::<FileWriteRecord>() == 56 + 40);
+const _: () = assert!(size_of::<FileWritePathRecord>() == 56 + 40 + PATH_BYTES);
 const _: () = assert!(size_of::<WriteStart>() == 40);
-const _: () = assert!(size_of::<WriteStats>() == 32 + 8 * BUCKETS);
+const _: () = assert!(size_of::<WriteStats>() == 24 + 8 * BUCKETS);
 const _: () = assert!(size_of::<WriteErrorKey>() == 16 && size_of::<TouchedFileKey>() == 24);

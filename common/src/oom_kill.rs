@@ -3,7 +3,7 @@
 use crate::record::{Header, TASK_COMM_LEN};
 
 /// Kernel stack frames kept; the functions on it tell which kind of OOM this was.
-pub const STACK_DEPTH: usize = 16;
+pub const STACK_DEPTH: usize = 32;
 
 /// One task marked as a victim (`oom:mark_victim`). The header's identity is the victim's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

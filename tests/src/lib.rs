@@ -1,1 +1,27 @@
-//! Skeleton.
+//! What the end-to-end tests are made of: a real agent, real loads in cgroups of their own, and the places
+//! on this machine that they need.
+//!
+//! Everything here is made by the test that asks for it and goes with it: cgroups, network namespaces,
+//! filesystems, processes. What the machine lacks is said in one error that names the way out; nothing is
+//! skipped. The one wait is [`wait::eventually`].
+
+pub mod agent;
+pub mod cgroup;
+pub mod command;
+pub mod http;
+pub mod lines;
+pub mod load;
+pub mod metrics;
+pub mod netns;
+pub mod receiver;
+pub mod tmpfs;
+pub mod wait;
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// A name that nothing else on this machine has.
+#[must_use]
+pub fn unique(what: &str) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("galen-test-{}-{}-{what}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}

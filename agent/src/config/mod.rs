@@ -174,6 +174,8 @@ pub struct FileWrite {
     pub emit: Emit,
     /// A write is slow, and so notable, from here on.
     pub slow: Span,
+    /// Which files count.
+    pub files: Files,
     /// Whether the first write of a cgroup to a file is notable.
     pub first_touch: bool,
     /// Files whose first touch is remembered; the longest unused are forgotten first.
@@ -186,10 +188,22 @@ impl Default for FileWrite {
             enabled: true,
             emit: Emit::Notable,
             slow: Span::millis(100),
+            files: Files::Regular,
             first_touch: true,
             touched_files_max: 8192,
         }
     }
+}
+
+/// Files whose writes count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Files {
+    /// Regular files.
+    #[default]
+    Regular,
+    /// Pipes, sockets, terminals and devices too.
+    Any,
 }
 
 /// The OOM kill probe.

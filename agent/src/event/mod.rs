@@ -3,6 +3,7 @@
 //! Invariant: pure; nothing here touches the outside. A field that is not known is `None` and absent from
 //! the output, never empty and never zero.
 
+pub mod decode;
 mod signal;
 mod time;
 mod totals;

@@ -1,0 +1,168 @@
+//! `galen agent`.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::UNUSABLE;
+use crate::config::{self, Config, Loaded, Output, Overrides};
+use crate::pipeline::{self, Options, StartError};
+
+/// Where what outlives the agent is pinned.
+const PIN_DIR: &str = "/sys/fs/bpf/galen";
+
+/// Arguments of `galen agent`.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Examples:\n  galen agent\n  galen agent --output json --listen 127.0.0.1:9936\n  \
+                        galen agent --config /etc/galen/galen.yaml --no-dry-run")]
+pub struct AgentArgs {
+    /// Read this YAML file; without it, built-in defaults
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Answer HTTP here instead of where the configuration says (127.0.0.1:9936)
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Option<SocketAddr>,
+    /// What is printed on standard output
+    #[arg(long, value_enum)]
+    pub output: Option<Output>,
+    /// Decide on healing actions and carry none out
+    #[arg(long, conflicts_with = "no_dry_run")]
+    pub dry_run: bool,
+    /// Carry healing actions out
+    #[arg(long)]
+    pub no_dry_run: bool,
+    /// Print the effective configuration, defaults included, and end
+    #[arg(long)]
+    pub print_config: bool,
+    /// Remove what is pinned in the BPF filesystem, and end
+    #[arg(long)]
+    pub unpin: bool,
+}
+
+impl AgentArgs {
+    fn overrides(&self) -> Overrides {
+        let dry_run = match (self.dry_run, self.no_dry_run) {
+            (true, _) => Some(true),
+            (_, true) => Some(false),
+            _ => None,
+        };
+        Overrides { listen: self.listen, output: self.output, dry_run }
+    }
+
+    /// Loads what these arguments name, and says on standard error what is wrong or odd.
+    fn load(&self) -> Option<Config> {
+        match config::load(self.config.as_deref(), std::env::vars(), &self.overrides()) {
+            Ok(Loaded { config, warnings }) => {
+                for warning in warnings {
+                    tracing::warn!("{warning}");
+                }
+                Some(config)
+            }
+            Err(diagnostics) => {
+                for diagnostic in diagnostics {
+                    eprintln!("{diagnostic}");
+                }
+                None
+            }
+        }
+    }
+}
+
+/// Runs the agent until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When signals cannot be received.
+pub async fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
+    if args.unpin {
+        return unpin(Path::new(PIN_DIR));
+    }
+    let Some(config) = args.load() else { return Ok(ExitCode::from(UNUSABLE)) };
+    if args.print_config {
+        print!("{}", config::print_effective(&config));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let shutdown = CancellationToken::new();
+    let (reload, reload_requests) = mpsc::channel(1);
+    let signals = tokio::spawn(follow_signals(shutdown.clone(), reload)?);
+    let again = args.clone();
+    let options = Options {
+        config,
+        reload: Box::new(move || again.load()),
+        reload_requests,
+        shutdown: shutdown.clone(),
+    };
+    let ended = pipeline::run(options).await;
+    signals.abort();
+    match ended {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error @ StartError::InUse { .. }) => {
+            eprintln!("galen: {error}");
+            Ok(ExitCode::from(UNUSABLE))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn follow_signals(
+    shutdown: CancellationToken,
+    reload: mpsc::Sender<()>,
+) -> anyhow::Result<impl Future<Output = ()>> {
+    let listen = |kind| signal(kind).context("cannot receive signals");
+    let mut terminate = listen(SignalKind::terminate())?;
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    let mut hangup = listen(SignalKind::hangup())?;
+    Ok(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => shutdown.cancel(),
+                _ = interrupt.recv() => shutdown.cancel(),
+                // A second request while one waits asks for nothing more.
+                _ = hangup.recv() => { let _ = reload.try_send(()); }
+            }
+        }
+    })
+}
+
+/// Removes the folder of pins and says what was in it.
+fn unpin(folder: &Path) -> anyhow::Result<ExitCode> {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            println!("nothing is pinned under {}", folder.display());
+            return Ok(ExitCode::SUCCESS);
+        }
+        Err(error) => {
+            return Err(error).with_context(|| {
+                format!("{} cannot be read; run it as root, with the BPF filesystem mounted", folder.display())
+            });
+        }
+    };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        std::fs::remove_file(&path).with_context(|| format!("{} cannot be removed", path.display()))?;
+        println!("removed {}", path.display());
+    }
+    std::fs::remove_dir(folder).with_context(|| format!("{} cannot be removed", folder.display()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unpinning_leaves_nothing_behind() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = place.path().join("galen");
+        assert_eq!(unpin(&folder).unwrap(), ExitCode::SUCCESS, "nothing there is no error");
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join("WRITE_STATS"), "").unwrap();
+        assert_eq!(unpin(&folder).unwrap(), ExitCode::SUCCESS);
+        assert!(!folder.exists());
+    }
+}

@@ -1,0 +1,94 @@
+//! The commands: glue over the stages.
+
+pub mod agent;
+pub mod client;
+pub mod doctor;
+pub mod events;
+pub mod status;
+pub mod text;
+pub mod validate;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+/// The command line or the configuration cannot be used.
+pub const UNUSABLE: u8 = 2;
+
+/// Galen, a node's physician: listens to the kernel, says what is wrong, and heals what it may.
+#[derive(Debug, Parser)]
+#[command(name = "galen", version, propagate_version = true)]
+#[command(after_help = "Examples:\n  galen doctor\n  galen agent --output json\n  galen status")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the node agent
+    Agent(agent::AgentArgs),
+    /// Tell what this host offers and which hook each kernel probe will use; changes nothing
+    Doctor(doctor::DoctorArgs),
+    /// Check configuration and policy files without running anything
+    Validate(validate::ValidateArgs),
+    /// Follow a running agent's events
+    Events(events::EventsArgs),
+    /// Show health now, worst first
+    Status(status::StatusArgs),
+}
+
+/// Runs the command line; gives the exit status: 0 done, 1 something is wrong, 2 it cannot be used.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { UNUSABLE } else { 0 });
+        }
+    };
+    start_log();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(8)
+        .thread_stack_size(512 * 1024)
+        .enable_all()
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("galen: cannot start its threads: {error}; the system is out of processes or memory");
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = runtime.block_on(async {
+        match cli.command {
+            Command::Agent(args) => agent::run(args).await,
+            Command::Doctor(args) => doctor::run(&args),
+            Command::Validate(args) => validate::run(&args),
+            Command::Events(args) => events::run(args).await,
+            Command::Status(args) => status::run(args).await,
+        }
+    });
+    // A thread that waits on a pipe nobody reads must not hold up the end.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    result.unwrap_or_else(|error| {
+        eprintln!("galen: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+/// What the program itself has to say goes to standard error; `GALEN_LOG` filters it.
+fn start_log() {
+    use std::io::IsTerminal;
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_env("GALEN_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+}

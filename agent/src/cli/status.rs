@@ -1,0 +1,237 @@
+//! `galen status`: health now, worst first.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anstyle::Style;
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use super::client::{self, DEFAULT_LISTEN};
+use super::text::{Format, Table, age, state_style};
+use crate::event::WallTime;
+use crate::sink::text::stdout_takes_color;
+
+/// Healthy subjects that are listed without `--all`.
+const HEALTHY_SHOWN: usize = 10;
+
+/// Show health now, worst first; ends with 1 when anything is unhealthy.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Examples:\n  galen status\n  galen status --all\n  \
+                        galen status --output json | jq '.health[0]'")]
+pub struct StatusArgs {
+    /// What is printed
+    #[arg(long, value_enum, default_value_t)]
+    pub output: Format,
+    /// Where the agent listens
+    #[arg(long, value_name = "ADDR", env = "GALEN_LISTEN", default_value = DEFAULT_LISTEN)]
+    pub listen: SocketAddr,
+    /// List every healthy subject too
+    #[arg(long)]
+    pub all: bool,
+}
+
+/// Prints the status; gives 1 when a subject is unhealthy.
+///
+/// # Errors
+/// When the agent is not there or refuses: one sentence with the address and the way out.
+pub async fn run(args: StatusArgs) -> Result<ExitCode> {
+    let answer = client::get(args.listen, "/api/v1/status").await?.text().await?;
+    let status: Value = serde_json::from_str(&answer)
+        .with_context(|| format!("the answer from {} is no JSON", args.listen))?;
+    let text = match args.output {
+        Format::Json => format!("{answer}\n"),
+        Format::Text => for_people(&status, args.all, WallTime::now(), stdout_takes_color()),
+    };
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            return Err(error).context("cannot write to standard output");
+        }
+        _ => {}
+    }
+    Ok(if any_unhealthy(&status) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn list<'a>(status: &'a Value, name: &str) -> impl Iterator<Item = &'a Value> {
+    status.get(name).and_then(Value::as_array).into_iter().flatten()
+}
+
+fn word<'a>(value: &'a Value, name: &str) -> &'a str {
+    value.get(name).and_then(Value::as_str).unwrap_or("-")
+}
+
+fn words(value: &Value, name: &str) -> String {
+    list(value, name).filter_map(Value::as_str).collect::<Vec<_>>().join("; ")
+}
+
+fn any_unhealthy(status: &Value) -> bool {
+    list(status, "health").any(|subject| word(subject, "state") == "unhealthy")
+}
+
+fn for_people(status: &Value, all: bool, now: WallTime, color: bool) -> String {
+    let uptime = status.get("uptime_seconds").and_then(Value::as_u64).unwrap_or(0);
+    let mut out = format!(
+        "node {}, galen {}, up {}, healing {}\n",
+        word(status, "node"),
+        word(status, "version"),
+        age(Duration::from_secs(uptime)),
+        status.get("healing").map_or("-", |healing| word(healing, "mode")),
+    );
+    let readiness = status.get("readiness").cloned().unwrap_or_default();
+    let reasons = words(&readiness, "reasons");
+    if readiness.get("ready") != Some(&Value::Bool(true)) {
+        out.push_str(&format!("not ready: {reasons}\n"));
+    } else if !reasons.is_empty() {
+        out.push_str(&format!("works less well than it could: {reasons}\n"));
+    }
+    out.push('\n');
+    write_health(&mut out, status, all, now, color);
+    out.push('\n');
+    write_probes(&mut out, status, color);
+    out
+}
+
+fn write_health(out: &mut String, status: &Value, all: bool, now: WallTime, color: bool) {
+    let mut table = Table::new(&["STATE", "FOR", "SUBJECT", "WHY"]);
+    let mut healthy = 0;
+    for subject in list(status, "health") {
+        let state = word(subject, "state");
+        healthy += usize::from(state == "healthy");
+        if state == "healthy" && healthy > HEALTHY_SHOWN && !all {
+            continue;
+        }
+        let since = WallTime::parse(word(subject, "since")).filter(|since| since.0 > 0);
+        let held = since
+            .map_or_else(|| "-".to_owned(), |since| age(Duration::from_nanos(now.0.saturating_sub(since.0))));
+        let cells = [state.to_owned(), held, word(subject, "subject").to_owned(), words(subject, "reasons")];
+        table.row(state_style(state), cells);
+    }
+    table.write(out, color);
+    if healthy > HEALTHY_SHOWN && !all {
+        out.push_str(&format!("and {} more that are healthy; --all lists them\n", healthy - HEALTHY_SHOWN));
+    }
+}
+
+fn write_probes(out: &mut String, status: &Value, color: bool) {
+    let mut table = Table::new(&["PROBE", "VARIANT", "HOOK", "SEEN", "DROPPED", "BETTER ONES WERE REFUSED"]);
+    for info in list(status, "probes") {
+        let probe = word(info, "probe");
+        let fates = status.get("events").and_then(|events| events.get(probe));
+        let seen = fates.and_then(|fates| fates.get("seen")).and_then(Value::as_u64).unwrap_or(0);
+        let dropped = fates.and_then(|fates| fates.get("dropped")).and_then(Value::as_object);
+        let dropped: u64 = dropped.into_iter().flat_map(|map| map.values()).filter_map(Value::as_u64).sum();
+        let cells = [
+            probe.to_owned(),
+            word(info, "variant").to_owned(),
+            word(info, "hook").to_owned(),
+            seen.to_string(),
+            dropped.to_string(),
+            words(info, "refused"),
+        ];
+        table.row(Style::new(), cells);
+    }
+    table.write(out, color);
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::sync::Arc;
+
+    use serde_json::json;
+    use tokio::sync::watch;
+    use tokio::task::JoinHandle;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::config::Mode;
+    use crate::event::{HealthState, Totals};
+    use crate::health::SubjectHealth;
+    use crate::server::{Readiness, Server, State};
+    use crate::sink::history::History;
+
+    /// A running agent's listener.
+    pub(in crate::cli) struct Agent {
+        pub(in crate::cli) addr: SocketAddr,
+        pub(in crate::cli) history: Arc<History>,
+        health: watch::Sender<Arc<Vec<SubjectHealth>>>,
+        stop: CancellationToken,
+        served: JoinHandle<()>,
+    }
+
+    impl Agent {
+        pub(in crate::cli) async fn end(self) {
+            self.stop.cancel();
+            self.served.await.unwrap();
+        }
+    }
+
+    pub(in crate::cli) async fn agent() -> Agent {
+        let bound = Server::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let addr = bound.local_addr();
+        let history = Arc::new(History::new("node-1".into()));
+        let (health, health_receiver) = watch::channel(Arc::default());
+        let state = State {
+            node: "node-1".into(),
+            healing_mode: Mode::DryRun,
+            series_max: 10,
+            totals: Arc::new(|| Ok(Totals::default())),
+            health: health_receiver,
+            readiness: watch::channel(Readiness { ready: true, reasons: Vec::new() }).1,
+            history: Arc::clone(&history),
+            printer: None,
+            counters: Arc::default(),
+        };
+        let stop = CancellationToken::new();
+        let served = tokio::spawn(bound.serve(state, stop.clone()));
+        Agent { addr, history, health, stop, served }
+    }
+
+    fn subject(state: HealthState) -> SubjectHealth {
+        SubjectHealth {
+            subject: "unit:a".into(),
+            state,
+            reasons: vec!["OOM kill of `java` (pid 12), memcg limit".to_owned()],
+            since: WallTime(1),
+            identity: Arc::default(),
+        }
+    }
+
+    #[tokio::test]
+    async fn ends_with_one_only_when_something_is_unhealthy() {
+        let agent = agent().await;
+        let args = StatusArgs { output: Format::Json, listen: agent.addr, all: false };
+        for (state, code) in
+            [(HealthState::Degraded, ExitCode::SUCCESS), (HealthState::Unhealthy, ExitCode::FAILURE)]
+        {
+            agent.health.send_replace(Arc::new(vec![subject(state)]));
+            assert_eq!(run(args.clone()).await.unwrap(), code, "{state:?}");
+        }
+        agent.end().await;
+    }
+
+    #[test]
+    fn the_table_is_for_people() {
+        let healthy: Vec<_> = (0..12)
+            .map(|n| json!({"subject": format!("unit:h{n}"), "state": "healthy", "reasons": [], "since": "1970-01-01T00:00:00Z"}))
+            .collect();
+        let sick = json!({"subject": "unit:a", "state": "unhealthy", "reasons": ["OOM kill", "slow"], "since": "1970-01-01T00:01:00Z"});
+        let health = [vec![sick], healthy].concat();
+        let status = json!({
+            "node": "n", "version": "0.1.0", "uptime_seconds": 3661, "healing": {"mode": "dry_run"},
+            "readiness": {"ready": true, "reasons": ["no BTF"]},
+            "health": health,
+            "probes": [{"probe": "file_write", "hook": "vfs_write", "variant": "raw_tp", "refused": ["tp_btf: no BTF"]}],
+            "events": {"file_write": {"seen": 9, "dropped": {"ring_full": 2, "no_ring": 1}}},
+        });
+        let text = for_people(&status, false, WallTime(120_000_000_000), false);
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines[0], "node n, galen 0.1.0, up 1h 1m, healing dry_run");
+        assert_eq!(lines[1], "works less well than it could: no BTF");
+        assert_eq!(lines[4], "unhealthy  1m   unit:a   OOM kill; slow");
+        assert!(text.contains("and 2 more that are healthy; --all lists them"), "{text}");
+        assert!(text.contains("file_write  raw_tp   vfs_write  9     3        tp_btf: no BTF"), "{text}");
+        assert!(for_people(&status, true, WallTime(0), false).contains("unit:h11"));
+    }
+}

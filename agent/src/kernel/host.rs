@@ -1,0 +1,109 @@
+//! What this host offers to kernel programs, and in one sentence each what it lacks.
+
+use std::path::{Path, PathBuf};
+
+use aya::Btf;
+
+use super::layout::{self, BtfLayout, Settings};
+use super::tracefs;
+use crate::config::{self, Variant};
+
+/// What there is.
+pub struct Offers {
+    /// The kernel's types, for typed hooks; or why there are none.
+    pub btf: Result<Btf, String>,
+    /// Offsets from BTF and tracefs.
+    pub settings: Settings,
+    /// Where tracefs is mounted; or why it cannot be used.
+    pub tracefs: Result<PathBuf, String>,
+    /// Whether `oom:mark_victim` hands over the victim's task.
+    pub mark_victim_has_task: bool,
+    /// Whether the OOM probe has to do without the classic tracepoint, and so without the victim's memory.
+    pub oom_emit_alone: bool,
+}
+
+impl Offers {
+    /// Looks at the host. What is missing is said in the fields, never an error.
+    #[must_use]
+    pub fn look(host: &config::Host, variant: Variant) -> Self {
+        let tracefs = tracefs::find(host.tracefs.as_deref());
+        let mut settings = tracefs.as_deref().map(layout::from_tracefs).unwrap_or_default();
+        let mut mark_victim_has_task = false;
+        let btf = read_btf(&host.sys).and_then(|(data, layout)| {
+            settings.extend(layout.settings);
+            mark_victim_has_task = layout.mark_victim_has_task;
+            // Only the typed hooks need aya's own view of it, which is large.
+            if matches!(variant, Variant::Auto | Variant::TpBtf) {
+                Btf::parse(&data, aya::Endianness::default()).map_err(|error| error.to_string())
+            } else {
+                Err("not wanted: `kernel.variant` forces another kind of hook".to_owned())
+            }
+        });
+        let oom_emit_alone = layout::first_missing(&settings, layout::OOM_FIELDS).is_some();
+        settings.push(("OOM_EMIT_ALONE", u64::from(oom_emit_alone)));
+        Self { btf, settings, tracefs, mark_victim_has_task, oom_emit_alone }
+    }
+}
+
+fn read_btf(sys: &Path) -> Result<(Vec<u8>, BtfLayout), String> {
+    let path = sys.join("kernel/btf/vmlinux");
+    let data = std::fs::read(&path).map_err(|error| {
+        format!(
+            "the kernel's types are not at {} ({error}): a kernel built with CONFIG_DEBUG_INFO_BTF has them",
+            path.display()
+        )
+    })?;
+    let layout = layout::from_btf(&data).map_err(|error| format!("{}: {error}", path.display()))?;
+    Ok((data, layout))
+}
+
+/// This process's id as the kernel side sees it: in the PID namespace of the procfs, which for an agent in
+/// a container is the host's.
+pub(super) fn own_pid(proc: &Path) -> u64 {
+    let link = std::fs::read_link(proc.join("self")).ok();
+    let pid = link.and_then(|target| target.to_str()?.parse().ok());
+    pid.unwrap_or_else(|| u64::from(std::process::id()))
+}
+
+/// Capabilities that loading and attaching need.
+const CAP_SYS_ADMIN: u32 = 21;
+const CAP_PERFMON: u32 = 38;
+const CAP_BPF: u32 = 39;
+
+/// The effective capabilities of this process, as the bit set of `/proc/self/status`.
+#[must_use]
+pub fn effective_capabilities() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    status
+        .lines()
+        .find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok())
+        .unwrap_or(0)
+}
+
+/// Whether this process may load and attach kernel programs at all.
+#[must_use]
+pub fn may_load() -> bool {
+    let effective = effective_capabilities();
+    let has = |capability: u32| effective & (1 << capability) != 0;
+    has(CAP_SYS_ADMIN) || (has(CAP_BPF) && has(CAP_PERFMON))
+}
+
+/// The kernel's lockdown mode: `none`, `integrity`, `confidentiality`; `None` when it has none.
+#[must_use]
+pub fn lockdown(sys: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(sys.join("kernel/security/lockdown")).ok()?;
+    let (_, rest) = text.split_once('[')?;
+    Some(rest.split(']').next()?.to_owned())
+}
+
+/// What to do when the kernel refuses to load anything.
+#[must_use]
+pub fn privilege_hint() -> &'static str {
+    if !may_load() {
+        "run it as root, or with CAP_BPF and CAP_PERFMON"
+    } else if matches!(lockdown(Path::new("/sys")).as_deref(), Some("confidentiality")) {
+        "the kernel is locked down for confidentiality, which forbids reading kernel memory: boot with lockdown=integrity or without"
+    } else {
+        "`galen doctor` shows what this host offers"
+    }
+}

@@ -1,0 +1,314 @@
+//! The ladder of hooks for each probe: the best that this kernel grants, found by trying.
+//!
+//! A kernel's version says little: distributions take features back and forth. So each rung is loaded and
+//! attached; what is refused is kept with the kernel's reason and the next one is tried.
+
+use aya::Ebpf;
+use aya::programs::{BtfTracePoint, Program, ProgramError, RawTracePoint, TracePoint};
+
+use super::counters::Counters;
+use super::host::Offers;
+use super::layout::{
+    CONNECT_FIELDS, CONNECT_NEEDS, INODE_HEAD_MAX, OOM_FIELDS, OOM_NEEDS, SYSCALL_VALUE_OFFSET, WRITE_CALLS,
+    WRITE_FIELDS, WRITE_NEEDS, first_missing, value_of,
+};
+use super::load::chain;
+use crate::config::{self, Variant};
+use crate::event::{Probe, ProbeInfo};
+
+/// One way to observe a probe's subject.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rung {
+    /// The kind of hook.
+    pub variant: Variant,
+    /// Programs of the object, and the hooks each is attached to.
+    pub programs: &'static [(&'static str, &'static [&'static str])],
+    /// What is shown as the hook.
+    pub hook: &'static str,
+}
+
+const SYSCALL_ENTER: &[&str] =
+    &["sys_enter_write", "sys_enter_pwrite64", "sys_enter_writev", "sys_enter_pwritev", "sys_enter_pwritev2"];
+const SYSCALL_EXIT: &[&str] =
+    &["sys_exit_write", "sys_exit_pwrite64", "sys_exit_writev", "sys_exit_pwritev", "sys_exit_pwritev2"];
+const _: () = assert!(SYSCALL_ENTER.len() == WRITE_CALLS.len() && SYSCALL_EXIT.len() == WRITE_CALLS.len());
+
+/// The rungs of a probe, the best first.
+#[must_use]
+pub(super) const fn rungs(probe: Probe) -> &'static [Rung] {
+    match probe {
+        Probe::TcpConnect => &[
+            Rung {
+                variant: Variant::TpBtf,
+                programs: &[("tcp_connect_btf", &["inet_sock_set_state"])],
+                hook: "sock:inet_sock_set_state",
+            },
+            Rung {
+                variant: Variant::RawTp,
+                programs: &[("tcp_connect_raw", &["inet_sock_set_state"])],
+                hook: "sock:inet_sock_set_state",
+            },
+            Rung {
+                variant: Variant::Tracepoint,
+                programs: &[("tcp_connect_tp", &["inet_sock_set_state"])],
+                hook: "sock:inet_sock_set_state",
+            },
+        ],
+        // Not the most modern first, but the cheapest: a classic tracepoint of a system call costs the calls it
+        // does not watch a third of what a raw one does, and a node makes far more of those than writes
+        // (docs/benchmarks.md). In each, the exit first: a write that is under way while they attach has no start and is not counted.
+        Probe::FileWrite => &[
+            Rung {
+                variant: Variant::Tracepoint,
+                programs: &[("file_write_exit_tp", SYSCALL_EXIT), ("file_write_enter_tp", SYSCALL_ENTER)],
+                hook: "syscalls:sys_enter_*write*+sys_exit_*write*",
+            },
+            Rung {
+                variant: Variant::TpBtf,
+                programs: &[("file_write_exit_btf", &["sys_exit"]), ("file_write_enter_btf", &["sys_enter"])],
+                hook: "raw_syscalls:sys_enter+sys_exit",
+            },
+            Rung {
+                variant: Variant::RawTp,
+                programs: &[("file_write_exit_raw", &["sys_exit"]), ("file_write_enter_raw", &["sys_enter"])],
+                hook: "raw_syscalls:sys_enter+sys_exit",
+            },
+        ],
+        Probe::OomKill => &[
+            Rung {
+                variant: Variant::TpBtf,
+                programs: &[("oom_kill_identity_btf", &["mark_victim"])],
+                hook: "oom:mark_victim",
+            },
+            Rung {
+                variant: Variant::RawTp,
+                programs: &[("oom_kill_identity_raw", &["mark_victim"])],
+                hook: "oom:mark_victim",
+            },
+            Rung { variant: Variant::Tracepoint, programs: &[], hook: "oom:mark_victim" },
+        ],
+    }
+}
+
+const OOM_MARK: (&str, &[&str]) = ("oom_kill_mark", &["mark_victim"]);
+
+/// Attaches the best rung of every enabled probe.
+pub(super) fn attach_all(
+    ebpf: &mut Ebpf,
+    kernel: &config::Kernel,
+    offers: &Offers,
+    counters: &mut Counters,
+) -> Vec<ProbeInfo> {
+    Probe::ALL
+        .into_iter()
+        .map(|probe| {
+            let enabled = match probe {
+                Probe::TcpConnect => kernel.tcp_connect.enabled,
+                Probe::FileWrite => kernel.file_write.enabled,
+                Probe::OomKill => kernel.oom_kill.enabled,
+            };
+            let mut info = ProbeInfo { probe, hook: "none".to_owned(), variant: "none", refused: Vec::new() };
+            if !enabled {
+                info.refused.push(format!("switched off by `kernel.{}.enabled`", probe.name()));
+                return info;
+            }
+            for rung in rungs(probe) {
+                if kernel.variant != Variant::Auto && kernel.variant != rung.variant {
+                    continue;
+                }
+                match attach(ebpf, probe, rung, offers, counters) {
+                    Ok(hook) => {
+                        info.hook = hook;
+                        info.variant = name(rung.variant);
+                        break;
+                    }
+                    Err(reason) => info.refused.push(format!("{}: {reason}", name(rung.variant))),
+                }
+            }
+            info
+        })
+        .collect()
+}
+
+/// The name of a variant as users see it.
+#[must_use]
+pub(super) const fn name(variant: Variant) -> &'static str {
+    match variant {
+        Variant::Auto => "auto",
+        Variant::TpBtf => "tp_btf",
+        Variant::RawTp => "raw_tp",
+        Variant::Tracepoint => "tracepoint",
+    }
+}
+
+/// What a rung needs that this host does not have; `None` when it may be tried.
+#[must_use]
+pub(super) fn missing(probe: Probe, variant: Variant, offers: &Offers) -> Option<String> {
+    let lacks = |needs: &[&str]| lacks(offers, needs);
+    if let (Variant::TpBtf, Err(reason)) = (variant, &offers.btf) {
+        return Some(reason.clone());
+    }
+    if let (Variant::Tracepoint, Err(reason)) = (variant, &offers.tracefs) {
+        return Some(reason.clone());
+    }
+    let needs_layout = match (probe, variant) {
+        (Probe::TcpConnect, Variant::Tracepoint) => lacks(CONNECT_FIELDS),
+        (Probe::TcpConnect, _) => lacks(CONNECT_NEEDS),
+        (Probe::FileWrite, Variant::Tracepoint) => {
+            lacks(WRITE_FIELDS).or_else(|| moved(offers, WRITE_FIELDS)).or_else(|| lacks_file(offers))
+        }
+        (Probe::FileWrite, _) => lacks_file(offers),
+        (Probe::OomKill, Variant::Tracepoint) => lacks(OOM_FIELDS),
+        (Probe::OomKill, _) => lacks(OOM_NEEDS),
+    };
+    needs_layout.map(|lack| match (&offers.btf, variant) {
+        (Err(reason), Variant::RawTp | Variant::Tracepoint) if probe == Probe::FileWrite => {
+            format!("{lack}, so regular files cannot be told from others: {reason}")
+        }
+        _ => lack,
+    })
+}
+
+fn lacks(offers: &Offers, needs: &[&str]) -> Option<String> {
+    first_missing(&offers.settings, needs).map(|setting| {
+        let member = setting.trim_start_matches("OFF_").to_lowercase();
+        format!("neither BTF nor tracefs says where this kernel keeps `{member}`")
+    })
+}
+
+/// What is missing to tell which file is written to.
+fn lacks_file(offers: &Offers) -> Option<String> {
+    let far = |name| value_of(&offers.settings, name) > INODE_HEAD_MAX;
+    lacks(offers, WRITE_NEEDS).or_else(|| {
+        ["OFF_INODE_MODE", "OFF_INODE_INO", "OFF_INODE_SB"]
+            .into_iter()
+            .any(far)
+            .then(|| "this kernel keeps an inode's mode, number and super block too far apart".to_owned())
+    })
+}
+
+/// A field that is not where the kernel side's instructions have it.
+fn moved(offers: &Offers, fields: &[&str]) -> Option<String> {
+    fields
+        .iter()
+        .find(|field| value_of(&offers.settings, field) != SYSCALL_VALUE_OFFSET)
+        .map(|_| "the records of this kernel's system call tracepoints have another layout".to_owned())
+}
+
+fn attach(
+    ebpf: &mut Ebpf,
+    probe: Probe,
+    rung: &Rung,
+    offers: &Offers,
+    counters: &mut Counters,
+) -> Result<String, String> {
+    if let Some(lack) = missing(probe, rung.variant, offers) {
+        return Err(lack);
+    }
+    if probe == Probe::OomKill {
+        return attach_oom(ebpf, rung, offers, counters);
+    }
+    for (program, hooks) in rung.programs {
+        attach_program(ebpf, program, hooks, category(probe, rung.variant), offers, counters)?;
+    }
+    Ok(rung.hook.to_owned())
+}
+
+const fn category(probe: Probe, variant: Variant) -> &'static str {
+    match (probe, variant) {
+        (Probe::TcpConnect, _) => "sock",
+        (Probe::FileWrite, _) => "syscalls",
+        (Probe::OomKill, _) => "oom",
+    }
+}
+
+/// The identity program and the one that makes the record, in this order: the kernel calls them in the
+/// order of attaching, and the second uses what the first left.
+fn attach_oom(
+    ebpf: &mut Ebpf,
+    rung: &Rung,
+    offers: &Offers,
+    counters: &mut Counters,
+) -> Result<String, String> {
+    if rung.variant != Variant::Tracepoint && !offers.mark_victim_has_task {
+        return Err("on this kernel the tracepoint has the victim's number but not its task".to_owned());
+    }
+    for (program, hooks) in rung.programs {
+        attach_program(ebpf, program, hooks, "oom", offers, counters)?;
+    }
+    if rung.variant == Variant::Tracepoint || !offers.oom_emit_alone {
+        attach_program(ebpf, OOM_MARK.0, OOM_MARK.1, "oom", offers, counters)?;
+    }
+    Ok(if rung.variant != Variant::Tracepoint && offers.oom_emit_alone {
+        format!("{} (without the victim's memory: no classic tracepoint)", rung.hook)
+    } else {
+        rung.hook.to_owned()
+    })
+}
+
+fn attach_program(
+    ebpf: &mut Ebpf,
+    name: &str,
+    hooks: &[&str],
+    category: &str,
+    offers: &Offers,
+    counters: &mut Counters,
+) -> Result<(), String> {
+    let program = ebpf.program_mut(name).ok_or_else(|| format!("the object has no program `{name}`"))?;
+    load_and_attach(program, hooks, category, offers).map_err(|error| explain(&error))?;
+    if let Ok(fd) = program.fd()
+        && let Ok(fd) = fd.try_clone()
+    {
+        counters.watch_program(name, fd);
+    }
+    Ok(())
+}
+
+fn load_and_attach(
+    program: &mut Program,
+    hooks: &[&str],
+    category: &str,
+    offers: &Offers,
+) -> Result<(), ProgramError> {
+    match program {
+        Program::BtfTracePoint(program) => {
+            let Ok(btf) = &offers.btf else { return Err(ProgramError::NotLoaded) };
+            for hook in hooks {
+                BtfTracePoint::load(program, hook, btf)?;
+                program.attach()?;
+            }
+        }
+        Program::RawTracePoint(program) => {
+            RawTracePoint::load(program)?;
+            for hook in hooks {
+                program.attach(hook)?;
+            }
+        }
+        Program::TracePoint(program) => {
+            TracePoint::load(program)?;
+            for hook in hooks {
+                program.attach(category, hook)?;
+            }
+        }
+        _ => return Err(ProgramError::UnexpectedProgramType),
+    }
+    Ok(())
+}
+
+/// The kernel's reason in one line: of a verifier's log, the last words.
+fn explain(error: &ProgramError) -> String {
+    if let ProgramError::LoadError { io_error, verifier_log } = error {
+        let log = verifier_log.to_string();
+        tracing::debug!("the verifier says: {log}");
+        let last = log
+            .lines()
+            .rev()
+            .find(|line| {
+                let statistics = ["processed ", "verification time", "stack depth "];
+                !line.trim().is_empty() && !statistics.iter().any(|prefix| line.starts_with(prefix))
+            })
+            .unwrap_or("no word from the verifier");
+        return format!("{io_error}: {last}");
+    }
+    chain(error)
+}

@@ -1,0 +1,262 @@
+//! Where this kernel keeps what the kernel side reads: offsets from BTF and from tracefs formats.
+//!
+//! Each entry of the tables names a setting of `ebpf/src/settings.rs` and the member it stands for.
+
+use std::path::Path;
+
+use galen_common::globals::ABSENT;
+
+use super::btf::Btf;
+use super::tracefs::{self, Format};
+
+/// Values for settings of the kernel side, by name.
+pub type Settings = Vec<(&'static str, u64)>;
+
+/// Setting, structure, path to the member.
+const MEMBERS: &[(&str, &str, &str)] = &[
+    ("OFF_TASK_PID", "task_struct", "pid"),
+    ("OFF_TASK_TGID", "task_struct", "tgid"),
+    ("OFF_TASK_COMM", "task_struct", "comm"),
+    ("OFF_TASK_CRED", "task_struct", "cred"),
+    ("OFF_CRED_UID", "cred", "uid"),
+    ("OFF_TASK_CGROUPS", "task_struct", "cgroups"),
+    ("OFF_CSS_SET_DFL_CGRP", "css_set", "dfl_cgrp"),
+    ("OFF_CSS_CGROUP", "cgroup_subsys_state", "cgroup"),
+    ("OFF_CGROUP_KN", "cgroup", "kn"),
+    ("OFF_KN_ID", "kernfs_node", "id"),
+    ("OFF_TASK_FILES", "task_struct", "files"),
+    ("OFF_FILES_FDT", "files_struct", "fdt"),
+    ("OFF_FDT_FD", "fdtable", "fd"),
+    ("OFF_FDT_MAX_FDS", "fdtable", "max_fds"),
+    ("OFF_FILE_INODE", "file", "f_inode"),
+    ("OFF_FILE_DENTRY", "file", "f_path.dentry"),
+    ("OFF_INODE_MODE", "inode", "i_mode"),
+    ("OFF_INODE_INO", "inode", "i_ino"),
+    ("OFF_INODE_SB", "inode", "i_sb"),
+    ("OFF_SB_DEV", "super_block", "s_dev"),
+    ("OFF_DENTRY_PARENT", "dentry", "d_parent"),
+    ("OFF_DENTRY_NAME", "dentry", "d_name.name"),
+    ("OFF_DENTRY_INODE", "dentry", "d_inode"),
+    ("OFF_SK_FAMILY", "sock", "__sk_common.skc_family"),
+    ("OFF_SK_DADDR", "sock", "__sk_common.skc_daddr"),
+    ("OFF_SK_SADDR", "sock", "__sk_common.skc_rcv_saddr"),
+    ("OFF_SK_V6_DADDR", "sock", "__sk_common.skc_v6_daddr"),
+    ("OFF_SK_V6_SADDR", "sock", "__sk_common.skc_v6_rcv_saddr"),
+    ("OFF_SK_DPORT", "sock", "__sk_common.skc_dport"),
+    ("OFF_SK_NUM", "sock", "__sk_common.skc_num"),
+    ("OFF_SK_PROTOCOL", "sock", "sk_protocol"),
+    ("OFF_SK_ERR", "sock", "sk_err"),
+    ("OFF_TCP_TOTAL_RETRANS", "tcp_sock", "total_retrans"),
+];
+
+/// Members without which a subject's typed or raw programs cannot tell the truth.
+pub const CONNECT_NEEDS: &[&str] = &["OFF_SK_FAMILY", "OFF_SK_DADDR", "OFF_SK_PROTOCOL", "OFF_SK_ERR"];
+/// As [`CONNECT_NEEDS`].
+pub const WRITE_NEEDS: &[&str] =
+    &["OFF_TASK_FILES", "OFF_FILES_FDT", "OFF_FDT_FD", "OFF_FILE_INODE", "OFF_INODE_MODE", "OFF_SB_DEV"];
+/// As [`CONNECT_NEEDS`].
+pub const OOM_NEEDS: &[&str] = &["OFF_TASK_TGID", "OFF_TASK_CGROUPS", "OFF_KN_ID"];
+
+/// Setting, category, tracepoint, field, size in bytes.
+const FIELDS: &[(&str, &str, &str, &str, u64)] = &[
+    ("OFF_TP_SKADDR", "sock", "inet_sock_set_state", "skaddr", 8),
+    ("OFF_TP_OLDSTATE", "sock", "inet_sock_set_state", "oldstate", 4),
+    ("OFF_TP_NEWSTATE", "sock", "inet_sock_set_state", "newstate", 4),
+    ("OFF_TP_SPORT", "sock", "inet_sock_set_state", "sport", 2),
+    ("OFF_TP_DPORT", "sock", "inet_sock_set_state", "dport", 2),
+    ("OFF_TP_FAMILY", "sock", "inet_sock_set_state", "family", 2),
+    ("OFF_TP_PROTOCOL", "sock", "inet_sock_set_state", "protocol", 2),
+    ("OFF_TP_SADDR", "sock", "inet_sock_set_state", "saddr", 4),
+    ("OFF_TP_DADDR", "sock", "inet_sock_set_state", "daddr", 4),
+    ("OFF_TP_SADDR_V6", "sock", "inet_sock_set_state", "saddr_v6", 16),
+    ("OFF_TP_DADDR_V6", "sock", "inet_sock_set_state", "daddr_v6", 16),
+    ("OFF_TP_FD", "syscalls", "sys_enter_write", "fd", 8),
+    ("OFF_TP_RET", "syscalls", "sys_exit_write", "ret", 8),
+    ("OFF_TP_VICTIM_PID", "oom", "mark_victim", "pid", 4),
+    ("OFF_TP_VICTIM_COMM", "oom", "mark_victim", "comm", 4),
+    ("OFF_TP_VICTIM_TOTAL_VM", "oom", "mark_victim", "total_vm", 8),
+    ("OFF_TP_VICTIM_ANON_RSS", "oom", "mark_victim", "anon_rss", 8),
+    ("OFF_TP_VICTIM_FILE_RSS", "oom", "mark_victim", "file_rss", 8),
+    ("OFF_TP_VICTIM_SHMEM_RSS", "oom", "mark_victim", "shmem_rss", 8),
+    ("OFF_TP_VICTIM_UID", "oom", "mark_victim", "uid", 4),
+    ("OFF_TP_VICTIM_PGTABLES", "oom", "mark_victim", "pgtables", 8),
+    ("OFF_TP_VICTIM_SCORE_ADJ", "oom", "mark_victim", "oom_score_adj", 2),
+];
+
+/// Fields without which the classic tracepoint of a subject cannot be used.
+pub const CONNECT_FIELDS: &[&str] =
+    &["OFF_TP_SKADDR", "OFF_TP_OLDSTATE", "OFF_TP_NEWSTATE", "OFF_TP_FAMILY", "OFF_TP_PROTOCOL"];
+/// As [`CONNECT_FIELDS`].
+pub const WRITE_FIELDS: &[&str] = &["OFF_TP_FD", "OFF_TP_RET"];
+/// As [`CONNECT_FIELDS`].
+pub const OOM_FIELDS: &[&str] = &["OFF_TP_VICTIM_PID"];
+
+/// Where the kernel side expects the value in records of system call tracepoints, `SyscallRecord` there.
+pub const SYSCALL_VALUE_OFFSET: u64 = 16;
+/// Largest offset of a member in the part of `struct inode` that the kernel side reads.
+pub const INODE_HEAD_MAX: u64 = 11 * 8;
+
+/// The system calls that write, as classic tracepoints are called.
+pub const WRITE_CALLS: [&str; 5] = ["write", "pwrite64", "writev", "pwritev", "pwritev2"];
+
+/// All that BTF tells: offsets, and what depends on the architecture.
+#[derive(Debug)]
+pub struct BtfLayout {
+    /// Offsets of members; those that this kernel lacks are not in it.
+    pub settings: Settings,
+    /// Whether the victim is handed to `oom:mark_victim` as a task and not as a bare number.
+    pub mark_victim_has_task: bool,
+}
+
+/// Looks up everything in a BTF blob.
+///
+/// # Errors
+/// A sentence when the blob is not well-formed.
+pub fn from_btf(data: &[u8]) -> Result<BtfLayout, super::btf::BtfError> {
+    let mut names: Vec<&str> = MEMBERS.iter().map(|(_, structure, _)| *structure).collect();
+    names.extend(["cgroup_subsys_id", "pt_regs", "thread_info", "btf_trace_mark_victim"]);
+    let btf = Btf::parse(data, &names)?;
+    let mut settings: Settings = MEMBERS
+        .iter()
+        .filter_map(|(setting, structure, path)| Some((*setting, btf.member_offset(structure, path)?)))
+        .collect();
+    // subsys is an array of pointers, by the number of the controller.
+    if let (Some(array), Some(index)) =
+        (btf.member_offset("css_set", "subsys"), btf.enum_value("cgroup_subsys_id", "memory_cgrp_id"))
+    {
+        settings.push(("OFF_CSS_SET_MEMORY", array + index * 8));
+    }
+    settings.extend(arch::registers(&btf));
+    let mark_victim_has_task =
+        btf.tracepoint_argument_is_pointer("btf_trace_mark_victim", 0).unwrap_or(false);
+    Ok(BtfLayout { settings, mark_victim_has_task })
+}
+
+/// Looks up the fields of the classic tracepoints.
+#[must_use]
+pub fn from_tracefs(tracefs: &Path) -> Settings {
+    let mut formats: Vec<((&str, &str), Option<Format>)> = Vec::new();
+    let mut settings = Settings::new();
+    for (setting, category, name, field, size) in FIELDS {
+        if !formats.iter().any(|(key, _)| *key == (*category, *name)) {
+            formats.push(((*category, *name), tracefs::format(tracefs, category, name)));
+        }
+        let format = formats.iter().find(|(key, _)| *key == (*category, *name));
+        if let Some((_, Some(format))) = format
+            && let Some(offset) = format.offset(field, *size)
+        {
+            settings.push((*setting, offset));
+        }
+    }
+    settings
+}
+
+/// The settings that say which system calls write.
+#[must_use]
+pub fn write_calls() -> Settings {
+    let mut low = 0_u64;
+    let mut high = Vec::new();
+    for call in arch::WRITE_CALL_NUMBERS {
+        if call < 64 {
+            low |= 1 << call;
+        } else {
+            high.push(call);
+        }
+    }
+    let mut settings = vec![("WRITE_CALLS_LOW", low)];
+    for (name, call) in ["WRITE_CALL_A", "WRITE_CALL_B", "WRITE_CALL_C"].into_iter().zip(high) {
+        settings.push((name, call));
+    }
+    settings
+}
+
+/// The value of a setting, [`ABSENT`] when it is not there.
+#[must_use]
+pub fn value_of(settings: &Settings, name: &str) -> u64 {
+    settings.iter().find(|(found, _)| *found == name).map_or(ABSENT, |(_, value)| *value)
+}
+
+/// The first of the names that is not among the settings.
+#[must_use]
+pub fn first_missing<'n>(settings: &Settings, names: &[&'n str]) -> Option<&'n str> {
+    names.iter().find(|name| value_of(settings, name) == ABSENT).copied()
+}
+
+#[cfg(target_arch = "x86_64")]
+mod arch {
+    use super::{Btf, Settings};
+
+    /// arch/x86/entry/syscalls/syscall_64.tbl.
+    pub(super) const WRITE_CALL_NUMBERS: [u64; 5] = [
+        libc::SYS_write as u64,
+        libc::SYS_pwrite64 as u64,
+        libc::SYS_writev as u64,
+        libc::SYS_pwritev as u64,
+        libc::SYS_pwritev2 as u64,
+    ];
+
+    // TS_COMPAT of thread_info.status, arch/x86/include/asm/thread_info.h.
+    const TS_COMPAT: u64 = 2;
+
+    pub(super) fn registers(btf: &Btf<'_>) -> Settings {
+        let mut settings = Settings::new();
+        let mut put = |name, value: Option<u64>| settings.extend(value.map(|value| (name, value)));
+        put("OFF_REGS_CALL", btf.member_offset("pt_regs", "orig_ax"));
+        put("OFF_REGS_ARG0", btf.member_offset("pt_regs", "di"));
+        put("OFF_TASK_COMPAT", btf.member_offset("task_struct", "thread_info.status"));
+        put("TASK_COMPAT_MASK", Some(TS_COMPAT));
+        settings
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+mod arch {
+    use super::{Btf, Settings};
+
+    /// include/uapi/asm-generic/unistd.h.
+    pub(super) const WRITE_CALL_NUMBERS: [u64; 5] = [
+        libc::SYS_write as u64,
+        libc::SYS_pwrite64 as u64,
+        libc::SYS_writev as u64,
+        libc::SYS_pwritev as u64,
+        libc::SYS_pwritev2 as u64,
+    ];
+
+    // TIF_32BIT of thread_info.flags, arch/arm64/include/asm/thread_info.h.
+    const TIF_32BIT: u64 = 1 << 22;
+
+    pub(super) fn registers(btf: &Btf<'_>) -> Settings {
+        let mut settings = Settings::new();
+        let mut put = |name, value: Option<u64>| settings.extend(value.map(|value| (name, value)));
+        put("OFF_REGS_CALL", btf.member_offset("pt_regs", "syscallno"));
+        put("OFF_REGS_ARG0", btf.member_offset("pt_regs", "orig_x0"));
+        put("OFF_TASK_COMPAT", btf.member_offset("task_struct", "thread_info.flags"));
+        put("TASK_COMPAT_MASK", Some(TIF_32BIT));
+        settings
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_running_kernel_has_every_member() {
+        let Ok(data) = std::fs::read("/sys/kernel/btf/vmlinux") else { return };
+        let layout = from_btf(&data).unwrap();
+        for (setting, structure, path) in MEMBERS {
+            assert!(first_missing(&layout.settings, &[setting]).is_none(), "{structure}.{path}");
+        }
+        assert!(first_missing(&layout.settings, &["OFF_REGS_CALL", "OFF_CSS_SET_MEMORY"]).is_none());
+    }
+
+    #[test]
+    fn system_calls_below_and_above_64_are_told_apart() {
+        let settings = write_calls();
+        let low = value_of(&settings, "WRITE_CALLS_LOW");
+        assert_ne!(low & (1 << libc::SYS_write), 0);
+        let high: Vec<u64> =
+            ["WRITE_CALL_A", "WRITE_CALL_B", "WRITE_CALL_C"].map(|name| value_of(&settings, name)).to_vec();
+        assert!(high.contains(&(libc::SYS_pwritev2 as u64)));
+    }
+}

@@ -1,0 +1,161 @@
+//! Loading the object with this kernel's layout, and attaching what can be attached.
+
+use std::sync::Arc;
+
+use aya::{Ebpf, EbpfLoader};
+use galen_common::globals::{cgroup_source, emit};
+use galen_common::map_names;
+
+use super::cgroups::Hierarchies;
+use super::counters::Counters;
+use super::diagnostics::{DIAGNOSTICS_BYTES, DIAGNOSTICS_MAP, Diagnostics};
+use super::ladder;
+use super::layout::{self, Settings};
+use super::object::OBJECT;
+use super::rings::{OomRing, Rings, plan};
+use super::{Report, host};
+use crate::config;
+
+/// Why the kernel core cannot run at all.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// The object was refused.
+    #[error("the kernel refuses Galen's maps or object: {0}; {hint}", hint = host::privilege_hint())]
+    Load(String),
+    /// A map that should be in the object is not.
+    #[error("the object has no map `{0}`: it was built from other sources; run `cargo xtask build`")]
+    MissingMap(&'static str),
+    /// A map cannot be used.
+    #[error("map `{name}`: {error}")]
+    Map {
+        /// Which.
+        name: &'static str,
+        /// What the kernel said.
+        error: String,
+    },
+    /// A ring cannot be made or watched.
+    #[error("an event ring cannot be made: {0}; a smaller `kernel.ring_bytes` needs less memory")]
+    Ring(String),
+}
+
+/// What runs in the kernel, and the ends of it that user space holds.
+pub struct Core {
+    /// The event rings.
+    pub rings: Rings,
+    /// The OOM ring.
+    pub oom_ring: OomRing,
+    /// The exact counters.
+    pub counters: Counters,
+    /// Copies of each cgroup's counters.
+    pub shards: u64,
+    /// Which hook each probe uses, and why.
+    pub report: Report,
+    /// What the kernel side has to say of itself.
+    pub diagnostics: Diagnostics,
+    /// What keeps the programs attached.
+    pub programs: Programs,
+}
+
+/// The attached programs; dropping it detaches and unloads them.
+pub struct Programs {
+    _ebpf: Ebpf,
+}
+
+impl Core {
+    /// Loads and attaches. Must be called in a tokio runtime. A probe that finds no hook is in the report.
+    ///
+    /// # Errors
+    /// When not even the maps can be made: no rights, or no memory.
+    pub fn start(
+        kernel: &config::Kernel,
+        host: &config::Host,
+        hierarchies: &Hierarchies,
+    ) -> Result<Self, KernelError> {
+        let offers = host::Offers::look(host, kernel.variant);
+        let cpus = aya::util::online_cpus().map_or(1, |cpus| cpus.len());
+        let cpus = u32::try_from(cpus).unwrap_or(u32::MAX);
+        let (rings, ring_bytes) = plan(kernel.ring_bytes.0, cpus);
+        // More copies than this cost more memory than the shared cache lines cost time.
+        let shards = cpus.next_power_of_two().min(4);
+
+        let mut settings = own_settings(kernel, hierarchies, rings, ring_bytes, shards);
+        settings.push(("SELF_PID", host::own_pid(&host.proc)));
+        settings.extend(layout::write_calls());
+        settings.extend(offers.settings.iter().copied());
+
+        let mut loader = EbpfLoader::new();
+        loader.btf(None);
+        for (name, value) in &settings {
+            loader.override_global(name, value, false);
+        }
+        let stats_entries = kernel.cgroups_max.saturating_add(1).saturating_mul(shards);
+        let oom_ring_bytes = kernel.oom_ring_bytes.0.next_power_of_two().clamp(4096, 1 << 30);
+        loader
+            .map_max_entries(map_names::CONNECT_STATS, stats_entries)
+            .map_max_entries(map_names::WRITE_STATS, stats_entries)
+            .map_max_entries(map_names::TOUCHED_FILES, kernel.file_write.touched_files_max.max(1))
+            .map_max_entries(DIAGNOSTICS_MAP, DIAGNOSTICS_BYTES)
+            .map_max_entries(map_names::OOM_RING, u32::try_from(oom_ring_bytes).unwrap_or(65536));
+        let mut ebpf = loader.load(OBJECT).map_err(|error| KernelError::Load(chain(&error)))?;
+
+        let outer =
+            ebpf.take_map(map_names::EVENT_RINGS).ok_or(KernelError::MissingMap(map_names::EVENT_RINGS))?;
+        let rings = Rings::create(outer, rings, ring_bytes)?;
+        let oom = ebpf.take_map(map_names::OOM_RING).ok_or(KernelError::MissingMap(map_names::OOM_RING))?;
+        let oom_ring = OomRing::create(oom)?;
+        let diagnostics = Diagnostics::take(&mut ebpf);
+        let mut counters = Counters::take(&mut ebpf)?;
+        counters.prepare(u64::from(shards))?;
+        let report = Arc::new(ladder::attach_all(&mut ebpf, kernel, &offers, &mut counters));
+        Ok(Self { rings, oom_ring, counters, shards: u64::from(shards), report, diagnostics, programs: Programs { _ebpf: ebpf } })
+    }
+}
+
+/// What the configuration and the host's shape decide.
+fn own_settings(
+    kernel: &config::Kernel,
+    hierarchies: &Hierarchies,
+    rings: u32,
+    ring_bytes: u32,
+    shards: u32,
+) -> Settings {
+    let rule = |emit: config::Emit| match emit {
+        config::Emit::Notable => emit::NOTABLE,
+        config::Emit::All => emit::ALL,
+        config::Emit::None => emit::NONE,
+    };
+    let source = hierarchies.source();
+    debug_assert!(source <= cgroup_source::HYBRID);
+    vec![
+        ("CGROUP_SOURCE", source),
+        ("CGROUP_V2_ROOT_ID", hierarchies.v2_root_id()),
+        ("SHARD_MASK", u64::from(shards - 1)),
+        ("RINGS", u64::from(rings)),
+        ("WAKE_BYTES", u64::from(ring_bytes / 4)),
+        ("CONNECT_EMIT", rule(kernel.tcp_connect.emit)),
+        ("CONNECT_SLOW_NS", nanos(kernel.tcp_connect.slow)),
+        ("WRITE_EMIT", rule(kernel.file_write.emit)),
+        ("WRITE_SLOW_NS", nanos(kernel.file_write.slow)),
+        ("WRITE_FIRST_TOUCH", u64::from(kernel.file_write.first_touch)),
+        ("WRITE_ANY_FILE", u64::from(kernel.file_write.files == config::Files::Any)),
+    ]
+}
+
+fn nanos(span: config::Span) -> u64 {
+    u64::try_from(span.0.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// An error with its causes in one line, each said once.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,35 @@
+//! What the host offers → attached hooks, rings, exact counters.
+//!
+//! The only user of aya, and the only stage that loads or attaches anything. [`Core::start`] loads the
+//! object with this kernel's layout, climbs the ladder of hooks for each probe, and hands out the rings
+//! ([`Rings`]) and the counters ([`Counters`]).
+//!
+//! Invariant: a probe whose hooks are all refused is a line in the report, never a reason not to start.
+
+pub mod btf;
+pub mod cgroups;
+pub mod clock;
+mod counters;
+mod diagnostics;
+pub mod host;
+mod ladder;
+pub mod layout;
+mod load;
+mod object;
+mod rings;
+pub mod symbols;
+pub mod tracefs;
+mod wire;
+
+use std::sync::Arc;
+
+pub use counters::{CgroupCounters, Counters, KernelFates, Reading};
+pub use diagnostics::Diagnostics;
+pub use ladder::Rung;
+pub use load::{Core, KernelError, Programs};
+pub use rings::{OomRing, Rings};
+
+use crate::event::ProbeInfo;
+
+/// What runs in the kernel, for the start-up report, `/metrics` and the doctor.
+pub type Report = Arc<Vec<ProbeInfo>>;

@@ -1,0 +1,112 @@
+//! Records → events: wall time, names of cgroups and files, whose limit an OOM kill enforced.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock};
+
+use super::book::lock;
+use crate::event::decode::{Raw, RawBody, RawOomKill, RawWrite};
+use crate::event::{Body, Event, FileWrite, Identity, OomKill, OomScope, Task};
+use crate::identity::{Cgroups, Files};
+use crate::kernel::clock::WallClock;
+use crate::kernel::symbols::OomFunctions;
+
+/// Gives names to records.
+pub(super) struct Enricher {
+    node: Arc<str>,
+    proc: PathBuf,
+    files: Files,
+    clock: WallClock,
+    oom_functions: Arc<OnceLock<OomFunctions>>,
+}
+
+impl Enricher {
+    /// Reads names from this procfs. `oom_functions` may be filled in later; without them the scope of an
+    /// OOM kill is unknown.
+    #[must_use]
+    pub(super) fn new(node: Arc<str>, proc: PathBuf, oom_functions: Arc<OnceLock<OomFunctions>>) -> Self {
+        Self { node, files: Files::new(&proc), proc, clock: WallClock::read(), oom_functions }
+    }
+
+    /// Reads the clocks again; to be called before each batch.
+    pub(super) fn set_clock(&mut self) {
+        self.clock = WallClock::read();
+    }
+
+    /// The event that a record tells of.
+    pub(super) fn event(&mut self, raw: Raw, cgroups: &Mutex<Cgroups>) -> Event {
+        let identity = match raw.cgroup_id {
+            Some(id) => lock(cgroups).identity(id),
+            None => self.identity_from_proc(&raw, cgroups),
+        };
+        let body = match raw.body {
+            RawBody::TcpConnect(connect) => Body::TcpConnect(connect),
+            RawBody::FileWrite(write) => Body::FileWrite(self.file_write(&write, raw.task.pid)),
+            RawBody::OomKill(kill) => Body::OomKill(self.oom_kill(&kill, &raw.task)),
+        };
+        Event {
+            time: self.clock.at(raw.time_mono_ns),
+            kind: body.kind(),
+            node: Arc::clone(&self.node),
+            task: raw.task,
+            identity,
+            body,
+        }
+    }
+
+    /// Without a task in hand the kernel side cannot tell the victim's cgroup; its procfs entry still can,
+    /// as a victim lives on until it has given its memory back.
+    fn identity_from_proc(&self, raw: &Raw, cgroups: &Mutex<Cgroups>) -> Arc<Identity> {
+        let RawBody::OomKill(_) = raw.body else { return Arc::default() };
+        let Some(pid) = raw.task.tid.or(raw.task.pid) else { return Arc::default() };
+        let text = std::fs::read_to_string(self.proc.join(format!("{pid}/cgroup"))).unwrap_or_default();
+        lock(cgroups).identity_of_proc_cgroup(&text).unwrap_or_default()
+    }
+
+    fn file_write(&mut self, write: &RawWrite, pid: Option<u32>) -> FileWrite {
+        FileWrite {
+            path: self.files.path(write, pid),
+            dev: write.dev,
+            inode: write.inode,
+            bytes: write.returned.ok(),
+            latency_us: write.latency_ns / 1000,
+            outcome: if write.returned.is_ok() { "ok" } else { "error" },
+            errno: write.returned.err(),
+            reason: write.reason,
+        }
+    }
+
+    fn oom_kill(&self, kill: &RawOomKill, victim: &Task) -> OomKill {
+        let memory = |index: usize| kill.memory_bytes.map(|sizes| sizes[index]);
+        let pid = victim.pid.unwrap_or(0);
+        OomKill {
+            victim_pid: pid,
+            victim_comm: victim.comm.clone(),
+            scope: self.oom_functions.get().map_or(OomScope::Unknown, |known| known.scope(&kill.stack)),
+            confirmed: self.is_dying(pid).then_some(true),
+            total_vm_bytes: memory(0),
+            anon_rss_bytes: memory(1),
+            file_rss_bytes: memory(2),
+            shmem_rss_bytes: memory(3),
+            pgtables_bytes: memory(4),
+            oom_score_adj: kill.oom_score_adj,
+            trigger_pid: kill.trigger_pid,
+            trigger_comm: kill.trigger_comm.clone(),
+        }
+    }
+
+    /// Marking is not killing: whether the victim is gone, or has SIGKILL pending.
+    fn is_dying(&self, pid: u32) -> bool {
+        const SIGKILL_BIT: u64 = 1 << (libc::SIGKILL - 1);
+        match std::fs::read_to_string(self.proc.join(format!("{pid}/status"))) {
+            Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+            Ok(status) => status.lines().any(|line| {
+                let pending = line.strip_prefix("ShdPnd:").or_else(|| line.strip_prefix("SigPnd:"));
+                let pending = pending.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+                pending.is_some_and(|mask| mask & SIGKILL_BIT != 0)
+                    || line
+                        .strip_prefix("State:")
+                        .is_some_and(|state| state.trim_start().starts_with(['Z', 'X']))
+            }),
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! What happens with an event once it has its names: it is printed, kept, judged, and may raise a fault.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+
+use crate::config;
+use crate::event::{Body, Event, FaultSignal, Health, Tick, WallTime};
+use crate::faults::{self, Detector};
+use crate::health::{Monitor, SubjectHealth};
+use crate::sink::history::History;
+use crate::sink::metrics::Counters;
+use crate::sink::Record;
+use crate::sink::stdout::Printer;
+
+/// The consumers, and the judgement between them.
+pub(super) struct Outlet {
+    node: Arc<str>,
+    printer: Option<Printer>,
+    history: Arc<History>,
+    counters: Arc<Counters>,
+    monitor: Monitor,
+    detector: Detector,
+    health: watch::Sender<Arc<Vec<SubjectHealth>>>,
+    signals: mpsc::Sender<FaultSignal>,
+}
+
+/// What an outlet is made of.
+pub(super) struct Parts {
+    /// The node's name.
+    pub node: Arc<str>,
+    /// Prints; `None` when nothing is printed.
+    pub printer: Option<Printer>,
+    /// Keeps and hands on.
+    pub history: Arc<History>,
+    /// Counts.
+    pub counters: Arc<Counters>,
+    /// Where every subject's health is shown.
+    pub health: watch::Sender<Arc<Vec<SubjectHealth>>>,
+    /// Where fault signals go.
+    pub signals: mpsc::Sender<FaultSignal>,
+}
+
+impl Outlet {
+    /// An outlet that has judged nothing yet.
+    #[must_use]
+    pub(super) fn new(parts: Parts, config: &config::Config) -> Self {
+        Self {
+            node: parts.node,
+            printer: parts.printer,
+            history: parts.history,
+            counters: parts.counters,
+            monitor: Monitor::new(&config.health, &config.faults, config.kernel.window.0),
+            detector: Detector::new(&config.faults),
+            health: parts.health,
+            signals: parts.signals,
+        }
+    }
+
+    /// Judges by other rules from now on. What was judged by the old ones is forgotten.
+    pub(super) fn set_rules(&mut self, config: &config::Config) {
+        self.monitor = Monitor::new(&config.health, &config.faults, config.kernel.window.0);
+        self.detector = Detector::new(&config.faults);
+        self.show_health();
+    }
+
+    /// An event of the kernel: everyone gets it, and it may change health or be a fault.
+    pub(super) fn kernel_event(&mut self, event: Event, now_mono: Duration) {
+        let changes = self.monitor.on_event(&event, now_mono);
+        let signal = self.detector.on_event(&event, trace_id);
+        let time = event.time;
+        self.publish(event);
+        self.health_changed(changes, time);
+        if let Some(signal) = signal {
+            self.fault(signal);
+        }
+    }
+
+    /// A reading of the counters.
+    pub(super) fn tick(&mut self, tick: &Tick) {
+        let changes = self.monitor.on_tick(tick);
+        let signals = self.detector.on_tick(tick, &self.node, &mut trace_id);
+        self.health_changed(changes, tick.time);
+        for signal in signals {
+            self.fault(signal);
+        }
+        self.counters.set_health_evicted(self.monitor.evicted());
+    }
+
+    /// Something the agent itself has to say.
+    pub(super) fn say(&mut self, time: WallTime, body: Body) {
+        self.publish(Event::of_node(time, Arc::clone(&self.node), body));
+    }
+
+    /// Prints, keeps and counts an event.
+    pub(super) fn publish(&mut self, event: Event) {
+        self.counters.count(&event);
+        let record = Record::new(Arc::new(event));
+        if let Some(printer) = &self.printer {
+            printer.print(&record);
+        }
+        self.history.push(&record);
+    }
+
+    fn fault(&mut self, signal: FaultSignal) {
+        self.publish(faults::to_event(&signal, Arc::clone(&self.node)));
+        // Healing is never waited for: a full queue means that more faults come than it may act on anyway.
+        if let Err(error) = self.signals.try_send(signal) {
+            let signal = match &error {
+                mpsc::error::TrySendError::Full(signal) | mpsc::error::TrySendError::Closed(signal) => signal,
+            };
+            tracing::warn!(
+                signal = signal.fault.signal.name(),
+                subject = %signal.fault.subject,
+                "healing has too much to do and does not see this fault"
+            );
+            self.say(signal.time, Body::Lost(crate::event::Lost {
+                probe: "healing",
+                reason: "queue_full",
+                count: 1,
+            }));
+        }
+    }
+
+    fn health_changed(&mut self, changes: Vec<Health>, time: WallTime) {
+        if changes.is_empty() {
+            return;
+        }
+        let snapshot = self.monitor.snapshot();
+        for change in changes {
+            let subject = snapshot.iter().find(|known| known.subject == change.subject);
+            let identity = subject.map(|known| Arc::clone(&known.identity)).unwrap_or_default();
+            let mut event = Event::of_node(time, Arc::clone(&self.node), Body::Health(change));
+            event.identity = identity;
+            self.publish(event);
+        }
+        self.health.send_replace(Arc::new(snapshot));
+    }
+
+    fn show_health(&self) {
+        self.health.send_replace(Arc::new(self.monitor.snapshot()));
+    }
+}
+
+/// 32 hexadecimal digits at random, not all zero (W3C Trace Context, trace-id).
+fn trace_id() -> Arc<str> {
+    use std::fmt::Write;
+    let mut bytes = [0_u8; 16];
+    if getrandom::fill(&mut bytes).is_err() {
+        // A kernel without entropy is none that this can run on; the time still tells signals apart.
+        bytes[..8].copy_from_slice(&WallTime::now().0.to_be_bytes());
+    }
+    bytes[15] |= 1;
+    let mut text = String::with_capacity(32);
+    for byte in bytes {
+        let _ = write!(text, "{byte:02x}");
+    }
+    text.into()
+}

@@ -1,0 +1,345 @@
+//! Starting the agent and ending it in order.
+
+use std::fs::{File, TryLockError};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::book::Book;
+use super::drain::Drain;
+use super::enrich::Enricher;
+use super::outlet::{Outlet, Parts};
+use crate::config::{Config, Output};
+use crate::event::FaultSignal;
+use crate::identity::Cgroups;
+use crate::kernel::cgroups::Hierarchies;
+use crate::kernel::clock::monotonic;
+use crate::kernel::symbols::OomFunctions;
+use crate::kernel::{Core, Report};
+use crate::server::{Readiness, Server, State};
+use crate::sink::history::History;
+use crate::sink::metrics::Counters;
+use crate::sink::stdout::Stdout;
+
+/// How often a listener that is taken is tried again.
+const LISTEN_RETRY: Duration = Duration::from_secs(5);
+/// What the parts get to end in; together they stay below the 5 s that the agent promises.
+const TASKS_DEADLINE: Duration = Duration::from_millis(3200);
+const STDOUT_DEADLINE: Duration = Duration::from_millis(1000);
+
+/// Why the agent does not start at all.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Two agents on one state folder would heal twice.
+    #[error(
+        "another galen agent (pid {pid}) uses {}: stop it, or give this one a `state_dir` of its own",
+        folder.display()
+    )]
+    InUse {
+        /// The folder.
+        folder: PathBuf,
+        /// Who holds it, as it wrote down.
+        pid: String,
+    },
+    /// A thread could not be started.
+    #[error("cannot start a thread: {0}; the system is out of processes or memory")]
+    Thread(std::io::Error),
+}
+
+/// What the command line adds to the configuration.
+pub struct Options {
+    /// The effective configuration.
+    pub config: Config,
+    /// Gives the configuration anew, or says why it cannot and gives `None`.
+    pub reload: Box<dyn Fn() -> Option<Config> + Send>,
+    /// Told to read the configuration again.
+    pub reload_requests: mpsc::Receiver<()>,
+    /// Ends the agent.
+    pub shutdown: CancellationToken,
+}
+
+/// Runs the agent until it is told to end.
+///
+/// # Errors
+/// [`StartError`], before anything was loaded.
+pub async fn run(options: Options) -> Result<(), StartError> {
+    let Options { config, reload, reload_requests, shutdown } = options;
+    let node = node_name(&config);
+    let _lock = lock_state_dir(&config.state_dir)?;
+    let (readiness, readiness_shown) = watch::channel(Readiness {
+        ready: false,
+        reasons: vec!["the kernel programs are not attached yet".to_owned()],
+    });
+    let (health, health_shown) = watch::channel(Arc::default());
+    let history = Arc::new(History::new(Arc::clone(&node)));
+    let counters = Arc::new(Counters::default());
+    let stdout = match config.output {
+        Output::None => None,
+        output => Some(Stdout::start(output, Arc::clone(&node)).map_err(StartError::Thread)?),
+    };
+    let printer = stdout.as_ref().map(Stdout::printer);
+
+    let hierarchies = Hierarchies::find(&config.host.proc, &config.host.cgroup).unwrap_or_default();
+    let core = start_core(&config, &hierarchies);
+    let loaded = LoadedCore::split(core);
+    let book = Arc::new(Book::new(
+        loaded.counters,
+        Arc::clone(&loaded.report),
+        Cgroups::new(&hierarchies),
+        config.kernel.file_write.slow.0,
+        monotonic(),
+    ));
+    crate::memory::give_back();
+
+    let tasks = TaskTracker::new();
+    let (signals, signals_taken) = mpsc::channel::<FaultSignal>(256);
+    let (healing_said, healing) = mpsc::channel(1024);
+    let (reloads, reloads_taken) = mpsc::channel(1);
+    let outlet = Outlet::new(
+        Parts {
+            node: Arc::clone(&node),
+            printer: printer.clone(),
+            history: Arc::clone(&history),
+            counters: Arc::clone(&counters),
+            health,
+            signals,
+        },
+        &config,
+    );
+    let oom_functions = Arc::new(OnceLock::new());
+    read_oom_functions(&config.host.proc, &oom_functions);
+    let drain = Drain {
+        notify: Arc::new(Notify::new()),
+        book: Arc::clone(&book),
+        enricher: Enricher::new(Arc::clone(&node), config.host.proc.clone(), oom_functions),
+        outlet,
+        healing,
+        reloads: reloads_taken,
+        drain_interval: config.kernel.drain_interval.0,
+        window: config.kernel.window.0,
+        rings: loaded.rings,
+        diagnostics: loaded.diagnostics,
+    };
+    if let Some((rings, _)) = &drain.rings
+        && let Err(error) = rings.watch(&drain.notify, &tasks, &shutdown)
+    {
+        tracing::warn!("the event rings cannot be watched ({error}); they are read by the timer alone");
+    }
+    let drain_end = CancellationToken::new();
+    let drained = tokio::spawn(drain.run(drain_end.clone()));
+
+    let state = State {
+        node,
+        healing_mode: config.healing.mode,
+        series_max: config.metrics.series_max,
+        totals: {
+            let book = Arc::clone(&book);
+            Arc::new(move || book.totals().map_err(Into::into))
+        },
+        health: health_shown,
+        readiness: readiness_shown,
+        history,
+        printer,
+        counters,
+    };
+    tasks.spawn(listen(config.listen, state, shutdown.clone()));
+    readiness.send_replace(readiness_of(&loaded.report, loaded.failure.as_deref()));
+    tasks.spawn(follow_reloads(reload, reload_requests, reloads, shutdown.clone()));
+
+    let _ = (signals_taken, healing_said);
+    shutdown.cancelled().await;
+    tracing::info!("ending");
+    drain_end.cancel();
+    tasks.close();
+    if tokio::time::timeout(TASKS_DEADLINE, tasks.wait()).await.is_err() {
+        tracing::warn!("some tasks did not end in time");
+    }
+    match tokio::time::timeout(TASKS_DEADLINE, drained).await {
+        Ok(Ok((mut outlet, mut healing))) => {
+            while let Ok(event) = healing.try_recv() {
+                outlet.publish(event);
+            }
+        }
+        _ => tracing::warn!("the rings could not be emptied in time"),
+    }
+    if let Some(stdout) = stdout
+        && !stdout.shutdown(STDOUT_DEADLINE).await
+    {
+        tracing::warn!("standard output takes nothing; the last lines are not printed");
+    }
+    Ok(())
+}
+
+/// The parts of a core, or why there is none.
+struct LoadedCore {
+    rings: Option<(crate::kernel::Rings, crate::kernel::OomRing)>,
+    diagnostics: Option<crate::kernel::Diagnostics>,
+    counters: Option<(crate::kernel::Counters, u64)>,
+    report: Report,
+    failure: Option<String>,
+    // Programs stay attached as long as this lives.
+    _programs: Option<crate::kernel::Programs>,
+}
+
+impl LoadedCore {
+    fn split(core: Result<Core, String>) -> Self {
+        match core {
+            Ok(core) => Self {
+                rings: Some((core.rings, core.oom_ring)),
+                diagnostics: Some(core.diagnostics),
+                counters: Some((core.counters, core.shards)),
+                report: core.report,
+                failure: None,
+                _programs: Some(core.programs),
+            },
+            Err(failure) => Self {
+                rings: None,
+                diagnostics: None,
+                counters: None,
+                report: Arc::default(),
+                failure: Some(failure),
+                _programs: None,
+            },
+        }
+    }
+}
+
+fn start_core(config: &Config, hierarchies: &Hierarchies) -> Result<Core, String> {
+    match Core::start(&config.kernel, &config.host, hierarchies) {
+        Ok(core) => {
+            for probe in core.report.iter() {
+                let name = probe.probe.name();
+                if probe.variant == "none" {
+                    tracing::error!("probe {name}: not attached: {}", probe.refused.join("; "));
+                } else if probe.refused.is_empty() {
+                    tracing::info!("probe {name}: {} on {}", probe.variant, probe.hook);
+                } else {
+                    let refused = probe.refused.join("; ");
+                    tracing::info!("probe {name}: {} on {}, after {refused}", probe.variant, probe.hook);
+                }
+            }
+            Ok(core)
+        }
+        Err(error) => {
+            tracing::error!("nothing is observed: {error}");
+            Err(error.to_string())
+        }
+    }
+}
+
+fn readiness_of(report: &Report, failure: Option<&str>) -> Readiness {
+    if let Some(failure) = failure {
+        return Readiness { ready: false, reasons: vec![failure.to_owned()] };
+    }
+    let reasons = report
+        .iter()
+        .filter(|probe| probe.variant == "none")
+        .map(|probe| format!("{}: {}", probe.probe.name(), probe.refused.join("; ")))
+        .collect();
+    Readiness { ready: true, reasons }
+}
+
+async fn listen(addr: std::net::SocketAddr, state: State, shutdown: CancellationToken) {
+    let mut said = false;
+    loop {
+        match Server::bind(addr).await {
+            Ok(bound) => {
+                tracing::info!("listening on {}", bound.local_addr());
+                return bound.serve(state, shutdown).await;
+            }
+            Err(error) if !said => {
+                said = true;
+                tracing::error!("{error}; trying again every {} s", LISTEN_RETRY.as_secs());
+            }
+            Err(_) => {}
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(LISTEN_RETRY) => {}
+        }
+    }
+}
+
+async fn follow_reloads(
+    reload: Box<dyn Fn() -> Option<Config> + Send>,
+    mut requests: mpsc::Receiver<()>,
+    reloads: mpsc::Sender<Arc<Config>>,
+    shutdown: CancellationToken,
+) {
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            request = requests.recv() => if request.is_none() { return },
+        }
+        if let Some(config) = reload()
+            && reloads.send(Arc::new(config)).await.is_ok()
+        {
+            tracing::info!("the configuration was read again");
+        }
+    }
+}
+
+/// Reading some hundred thousand symbols takes longer than everything else at the start, so it runs beside.
+fn read_oom_functions(proc: &Path, functions: &Arc<OnceLock<OomFunctions>>) {
+    let (proc, functions) = (proc.to_path_buf(), Arc::clone(functions));
+    tokio::task::spawn_blocking(move || match OomFunctions::read(&proc) {
+        Ok(found) => {
+            let _ = functions.set(found);
+        }
+        Err(error) => tracing::warn!(
+            "{} cannot be read ({error}): the scope of OOM kills stays unknown",
+            proc.join("kallsyms").display()
+        ),
+    });
+}
+
+/// Holds the state folder for this process. A folder that cannot be made or written is said and done
+/// without: what is kept there is then not kept.
+fn lock_state_dir(folder: &Path) -> Result<Option<File>, StartError> {
+    let path = folder.join("agent.lock");
+    let opened = std::fs::create_dir_all(folder).and_then(|()| {
+        File::options().create(true).read(true).write(true).truncate(false).open(&path)
+    });
+    let mut file = match opened {
+        Ok(file) => file,
+        Err(error) => {
+            tracing::error!(
+                "{} cannot be used ({error}): nothing is kept there; make it writable or set `state_dir`",
+                folder.display()
+            );
+            return Ok(None);
+        }
+    };
+    match file.try_lock() {
+        Ok(()) => {
+            let pid = format!("{}\n", std::process::id());
+            if let Err(error) = file.set_len(0).and_then(|()| file.write_all(pid.as_bytes())) {
+                tracing::error!("{} cannot be written ({error}): free space there", path.display());
+            }
+            Ok(Some(file))
+        }
+        Err(TryLockError::WouldBlock) => {
+            let pid = std::fs::read_to_string(&path).unwrap_or_default();
+            let pid = if pid.trim().is_empty() { "unknown".to_owned() } else { pid.trim().to_owned() };
+            Err(StartError::InUse { folder: folder.to_path_buf(), pid })
+        }
+        Err(TryLockError::Error(error)) => {
+            tracing::warn!("{} cannot be locked ({error})", path.display());
+            Ok(Some(file))
+        }
+    }
+}
+
+/// The node's name: configured, or the host's.
+fn node_name(config: &Config) -> Arc<str> {
+    let host = || {
+        let name = std::fs::read_to_string(config.host.proc.join("sys/kernel/hostname")).unwrap_or_default();
+        if name.trim().is_empty() { "localhost".to_owned() } else { name.trim().to_owned() }
+    };
+    config.node.clone().unwrap_or_else(host).into()
+}

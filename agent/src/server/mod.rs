@@ -1,0 +1,205 @@
+//! The one HTTP listener: `/metrics`, `/healthz`, `/readyz`, `/api/v1/status`, `/api/v1/events`.
+//!
+//! Invariant: nothing here changes state. Every wait has a deadline and every resource a bound: headers,
+//! connections, readings of the counters, followers. A listener on loopback answers only to local names, so
+//! that a web page cannot read it by pointing a name of its own here.
+
+mod events;
+mod guard;
+mod io;
+mod readings;
+mod routes;
+
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Mode;
+use crate::event::Totals;
+use crate::health::SubjectHealth;
+use crate::sink::history::History;
+use crate::sink::metrics::Counters;
+use crate::sink::stdout::Printer;
+
+/// Connections at once; those beyond are refused.
+pub const CONNECTIONS_MAX: usize = 256;
+/// A request's head must have come within this time. It bounds idle connections too.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+const HEADER_BYTES_MAX: usize = 16 * 1024;
+const HEADERS_MAX: usize = 64;
+/// Time that open requests get at shutdown.
+const SHUTDOWN: Duration = Duration::from_secs(2);
+/// Pause after the system could not give a connection, for want of descriptors say.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Why the listener could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The port is taken.
+    #[error(
+        "cannot listen on {0}: address already in use; another galen may be running: use --listen ADDR or stop it"
+    )]
+    InUse(SocketAddr),
+    /// The address is none of this host's.
+    #[error("cannot listen on {0}: this host has no such address; use --listen ADDR")]
+    NoSuchAddress(SocketAddr),
+    /// Ports below 1024 need a privilege.
+    #[error("cannot listen on {0}: permission denied; use --listen ADDR with a port from 1024 on")]
+    Denied(SocketAddr),
+    /// Anything else.
+    #[error("cannot listen on {addr}; use --listen ADDR")]
+    Other {
+        /// The address.
+        addr: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// Whether the agent does its work, for `/readyz`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Readiness {
+    /// Whether all that was configured is attached, or refused for good.
+    pub ready: bool,
+    /// What is not there yet, or, once ready, what works less well than it could.
+    pub reasons: Vec<String>,
+}
+
+/// Reads all counters; may block for some milliseconds, and is never called twice at once. An error is
+/// shown as the answer: half a page would look as if the counters had fallen.
+pub type ReadTotals = Arc<dyn Fn() -> Result<Totals, Box<dyn std::error::Error + Send + Sync>> + Send + Sync>;
+
+/// What the endpoints show.
+#[derive(Clone)]
+pub struct State {
+    /// The node's name.
+    pub node: Arc<str>,
+    /// Whether decided actions are carried out.
+    pub healing_mode: Mode,
+    /// Series of one family with identity labels.
+    pub series_max: usize,
+    /// Reads the counters.
+    pub totals: ReadTotals,
+    /// Every subject's health, worst first.
+    pub health: watch::Receiver<Arc<Vec<SubjectHealth>>>,
+    /// Whether the agent is ready.
+    pub readiness: watch::Receiver<Readiness>,
+    /// The recent events.
+    pub history: Arc<History>,
+    /// The printer, for what it dropped; `None` when nothing is printed.
+    pub printer: Option<Printer>,
+    /// What the agent counts itself.
+    pub counters: Arc<Counters>,
+}
+
+/// The server, before it has a socket.
+#[derive(Debug)]
+pub struct Server;
+
+/// A server with its socket, not answering yet.
+#[derive(Debug)]
+pub struct Bound {
+    listener: TcpListener,
+    addr: SocketAddr,
+}
+
+impl Server {
+    /// Opens the listener. An address that others can reach is allowed, and warned about.
+    ///
+    /// # Errors
+    /// [`ServerError`], a sentence with the address and the way out.
+    pub async fn bind(addr: SocketAddr) -> Result<Bound, ServerError> {
+        let fail = |source: std::io::Error| match source.kind() {
+            ErrorKind::AddrInUse => ServerError::InUse(addr),
+            ErrorKind::AddrNotAvailable => ServerError::NoSuchAddress(addr),
+            ErrorKind::PermissionDenied => ServerError::Denied(addr),
+            _ => ServerError::Other { addr, source },
+        };
+        let listener = TcpListener::bind(addr).await.map_err(fail)?;
+        let addr = listener.local_addr().map_err(fail)?;
+        if !addr.ip().is_loopback() {
+            tracing::warn!(%addr, "events and metrics can be read by everyone who reaches this address");
+        }
+        Ok(Bound { listener, addr })
+    }
+}
+
+impl Bound {
+    /// The address, with the port that the system chose for port 0.
+    #[must_use]
+    pub const fn local_addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Answers until `stop` is cancelled; then ends streams, lets open requests finish for 2 s at most, and
+    /// returns.
+    pub async fn serve(self, state: State, stop: CancellationToken) {
+        let counters = Arc::clone(&state.counters);
+        let router = routes::router(state, self.addr, stop.clone());
+        let mut connections = JoinSet::new();
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                Some(_) = connections.join_next() => {}
+                accepted = self.listener.accept() => match accepted {
+                    Ok((stream, _)) if connections.len() >= CONNECTIONS_MAX => {
+                        counters.count_refused_connection();
+                        refuse(&stream);
+                    }
+                    Ok((stream, _)) => {
+                        connections.spawn(connection(stream, router.clone(), stop.clone()));
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, addr = %self.addr, "cannot accept a connection");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+            }
+            counters.set_connections(connections.len() as u64);
+        }
+        drop(self.listener);
+        let all = async { while connections.join_next().await.is_some() {} };
+        if tokio::time::timeout(SHUTDOWN, all).await.is_err() {
+            connections.shutdown().await;
+        }
+        counters.set_connections(0);
+    }
+}
+
+/// Says in a few bytes why; whether they arrive does not matter.
+fn refuse(stream: &TcpStream) {
+    let _ = stream.try_write(
+        b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n",
+    );
+}
+
+async fn connection(stream: TcpStream, router: Router, stop: CancellationToken) {
+    let io = TokioIo::new(io::WriteDeadline::new(stream));
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_header_size(HEADER_BYTES_MAX)
+        .max_headers(HEADERS_MAX)
+        .serve_connection(io, TowerToHyperService::new(router));
+    tokio::pin!(connection);
+    // An error here is the peer's: it went away, was too slow, or spoke no HTTP.
+    tokio::select! {
+        _ = connection.as_mut() => return,
+        () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
+    }
+    let _ = connection.await;
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,83 @@
+//! `/metrics`: Prometheus text 0.0.4 and OpenMetrics 1.0 from one reading of all counters.
+//!
+//! Written by hand: the encoder of the usual library knows OpenMetrics only, and the counters here are the
+//! kernel's own readings, not a registry's. `docs/metrics.md` lists every family; a test compares.
+
+mod bounded;
+mod buckets;
+mod counters;
+mod encoder;
+mod families;
+mod kernel;
+mod own;
+mod process;
+
+pub use counters::Counters;
+pub use encoder::Format;
+pub use process::Process;
+
+use crate::event::{Kind, Totals};
+use crate::health::SubjectHealth;
+use bounded::Bounded;
+use buckets::Cumulative;
+use encoder::Encoder;
+
+/// Everything that one rendering is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Input<'a> {
+    /// The kernel's counters.
+    pub totals: &'a Totals,
+    /// Every subject's health.
+    pub health: &'a [SubjectHealth],
+    /// What the agent counts itself.
+    pub counters: &'a Counters,
+    /// What outputs dropped.
+    pub outputs: &'a [OutputDrops],
+    /// The agent's own process.
+    pub process: &'a Process,
+}
+
+/// Events that one output dropped.
+#[derive(Clone, Debug)]
+pub struct OutputDrops {
+    /// Which output, such as `stdout`.
+    pub output: &'static str,
+    /// Why.
+    pub reason: &'static str,
+    /// How many, by kind in the order of [`Kind::ALL`].
+    pub by_kind: [u64; Kind::ALL.len()],
+}
+
+/// Renders `/metrics`. Keeps which series have been shown, so that with more cgroups than series the same
+/// ones are shown each time and `other` only rises.
+#[derive(Debug)]
+pub struct Exporter {
+    counters: [Bounded<u64>; kernel::COUNTERS],
+    histograms: [Bounded<Cumulative>; kernel::HISTOGRAMS],
+}
+
+impl Exporter {
+    /// An exporter that shows at most `series_max` series with identity labels in each family, and the rest
+    /// as `other`.
+    #[must_use]
+    pub fn new(series_max: usize) -> Self {
+        Self {
+            counters: std::array::from_fn(|_| Bounded::new(series_max)),
+            histograms: std::array::from_fn(|_| Bounded::new(series_max)),
+        }
+    }
+
+    /// Renders `input`. With the thousand series of every family that is some milliseconds of work.
+    pub fn render(&mut self, input: &Input<'_>, format: Format) -> String {
+        let mut encoder = Encoder::new(format);
+        kernel::render(&mut encoder, self, input.totals);
+        own::render(&mut encoder, input);
+        process::render(&mut encoder, input.process);
+        encoder.finish()
+    }
+}
+
+#[cfg(test)]
+mod parser;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,221 @@
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use galen_common::histogram::{BUCKETS, bucket_of};
+use proptest::prelude::*;
+
+use super::families::{ALL, Type};
+use super::parser::{Page, parse};
+use super::*;
+use crate::event::{
+    Body, CgroupTotals, Errno, Event, Fault, Healing, HealthState, Histogram, Identity, OomScope, Phase,
+    Probe, ProbeFates, ProbeInfo, ProgramTotals, Signal, WallTime,
+};
+
+fn histogram(values: &[u64], unit_ns: u64) -> Histogram {
+    let mut counts = vec![0; BUCKETS];
+    for value in values {
+        counts[bucket_of(*value)] += 1;
+    }
+    Histogram { counts, sum_ns: values.iter().sum::<u64>() * unit_ns }
+}
+
+fn cgroup(identity: Identity, latencies: &[u64]) -> CgroupTotals {
+    CgroupTotals {
+        identity: Arc::new(identity),
+        connects: [latencies.len() as u64, 2, 0, 0, 0, 1, 0],
+        syn_retransmits: 4,
+        connect_latency_us: histogram(latencies, 1000),
+        writes: latencies.len() as u64,
+        write_bytes: 4096,
+        write_errors: vec![(Errno(28), 3)],
+        write_latency_ns: histogram(latencies, 1),
+        oom_kills: vec![(OomScope::Memcg, 1)],
+    }
+}
+
+fn unit(name: &str) -> Identity {
+    Identity { unit: Some(name.into()), ..Identity::default() }
+}
+
+fn totals(cgroups: Vec<CgroupTotals>) -> Totals {
+    let fates = ProbeFates {
+        probe: Probe::FileWrite,
+        seen: 10,
+        delivered: 4,
+        filtered: 5,
+        sampled: 0,
+        dropped: vec![("ring_full", 1), ("malformed", 0)],
+        in_flight: 2,
+        start_unknown: 0,
+        stats_full: 0,
+    };
+    let probe = ProbeInfo {
+        probe: Probe::OomKill,
+        hook: "oom:mark_victim".to_owned(),
+        variant: "tp_btf",
+        refused: Vec::new(),
+    };
+    let program = ProgramTotals { program: "write_exit".to_owned(), run_time_ns: 1_500_000_000, runs: 3 };
+    Totals { cgroups, fates: vec![fates], programs: vec![program.clone(), program], probes: vec![probe] }
+}
+
+fn health(state: HealthState) -> SubjectHealth {
+    SubjectHealth {
+        subject: format!("unit:{}", state.name()).into(),
+        state,
+        reasons: Vec::new(),
+        since: WallTime(0),
+        identity: Arc::default(),
+    }
+}
+
+fn counters() -> Counters {
+    let counters = Counters::default();
+    let trace_id: Arc<str> = "t".into();
+    let fault = Fault {
+        signal: Signal::WriteSlow,
+        subject: "unit:a".into(),
+        value: 1.0,
+        threshold: 0.1,
+        breaches: 3,
+        trace_id: Arc::clone(&trace_id),
+    };
+    counters.count(&Event::of_node(WallTime(0), "n".into(), Body::Fault(fault)));
+    let step = Healing {
+        policy: "tell \"all\"".into(),
+        action_id: "a".into(),
+        action_type: "notify/webhook",
+        phase: Phase::Verified,
+        dry_run: false,
+        reason: None,
+        trace_id,
+    };
+    counters.count(&Event::of_node(WallTime(0), "n".into(), Body::Healing(step)));
+    counters.count_request("/metrics", 200);
+    counters
+}
+
+fn render(exporter: &mut Exporter, totals: &Totals, format: Format) -> Page {
+    let states = [HealthState::Healthy, HealthState::Degraded, HealthState::Unhealthy, HealthState::Unknown];
+    let health: Vec<_> = states.into_iter().map(health).collect();
+    let outputs = [OutputDrops { output: "stdout", reason: "output_full", by_kind: [1, 0, 0, 0, 0, 0, 0] }];
+    let counters = counters();
+    let process = Process::read();
+    let input = Input { totals, health: &health, counters: &counters, outputs: &outputs, process: &process };
+    parse(&exporter.render(&input, format), format)
+}
+
+fn both(totals: &Totals) -> [Page; 2] {
+    [Format::Text, Format::OpenMetrics].map(|format| render(&mut Exporter::new(1000), totals, format))
+}
+
+#[test]
+fn both_formats_hold_the_same_samples() {
+    let [text, open] =
+        both(&totals(vec![cgroup(unit("a"), &[1, 70, 5000, 1 << 40]), cgroup(Identity::default(), &[])]));
+    let key = |page: &Page| -> Vec<String> {
+        let stable = |sample: &&super::parser::Sample| !sample.name.starts_with("process_");
+        page.samples
+            .iter()
+            .filter(stable)
+            .map(|sample| {
+                let mut labels = sample.labels.clone();
+                if let Some(le) = labels.get_mut("le")
+                    && let Ok(number) = le.parse::<f64>()
+                {
+                    *le = number.to_string();
+                }
+                format!("{} {labels:?} {}", sample.name, sample.value)
+            })
+            .collect()
+    };
+    assert_eq!(key(&text), key(&open));
+    assert_eq!(text.families.len(), ALL.len());
+    assert_eq!(text.families.keys().collect::<Vec<_>>(), open.families.keys().collect::<Vec<_>>());
+}
+
+#[test]
+fn the_values_are_those_that_were_counted() {
+    let [page, _] = both(&totals(vec![cgroup(unit("a"), &[1, 70, 5000])]));
+    let value = |name: &str, labels: &[(&str, &str)]| page.value(name, labels);
+    assert_eq!(value("galen_tcp_connects_total", &[("unit", "a"), ("outcome", "refused")]), Some(2.0));
+    assert_eq!(value("galen_file_write_errors_total", &[("unit", "a"), ("errno", "ENOSPC")]), Some(3.0));
+    assert_eq!(value("galen_oom_kills_total", &[("unit", "a"), ("scope", "memcg")]), Some(1.0));
+    let connect = [("unit", "a"), ("outcome", "established")];
+    assert_eq!(value("galen_tcp_connect_duration_seconds_sum", &connect), Some(0.005_071));
+    let bucket = [("unit", "a"), ("outcome", "established"), ("le", "0.000128")];
+    assert_eq!(value("galen_tcp_connect_duration_seconds_bucket", &bucket), Some(2.0));
+    assert_eq!(value("galen_bpf_run_seconds_total", &[("program", "write_exit")]), Some(3.0));
+    assert_eq!(value("galen_faults_total", &[("signal", "write_slow")]), Some(1.0));
+    assert_eq!(value("galen_faults_total", &[("signal", "target_down")]), Some(0.0), "from 0");
+    let healing = [("policy", "tell \"all\""), ("type", "notify/webhook"), ("phase", "verified")];
+    assert_eq!(value("galen_healing_actions_total", &healing), Some(1.0));
+    let dropped =
+        |probe, reason| value("galen_events_dropped_total", &[("probe", probe), ("reason", reason)]);
+    assert_eq!(dropped("file_write", "ring_full"), Some(1.0));
+    assert_eq!(dropped("oom_kill", "ring_full"), Some(0.0), "from 0, even before anything is attached");
+    assert!(value("galen_health_status", &[("subject", "unit:unknown")]).unwrap().is_nan());
+    assert_eq!(value("galen_health_status", &[("subject", "unit:degraded")]), Some(0.5));
+    assert_eq!(
+        value(
+            "galen_probe_info",
+            &[("probe", "oom_kill"), ("hook", "oom:mark_victim"), ("variant", "tp_btf")]
+        ),
+        Some(1.0)
+    );
+}
+
+#[test]
+fn more_cgroups_than_series_are_summed_and_counted() {
+    let cgroups = (0..5).map(|n| cgroup(unit(&format!("u{n}")), &[1])).collect();
+    let page = render(&mut Exporter::new(2), &totals(cgroups), Format::Text);
+    let units =
+        |name: &str| page.samples.iter().filter(|s| s.name == name && s.labels.contains_key("unit")).count();
+    assert_eq!(units("galen_file_writes_total"), 2);
+    assert_eq!(page.value("galen_file_writes_total", &[("cgroup", "other")]), Some(3.0));
+    assert_eq!(page.value("galen_series_other", &[("family", "galen_file_writes_total")]), Some(3.0));
+    let count = [("cgroup", "other"), ("outcome", "established")];
+    assert_eq!(page.value("galen_tcp_connect_duration_seconds_count", &count), Some(3.0));
+}
+
+#[test]
+fn every_family_is_documented_with_its_type_and_no_other() {
+    let document = include_str!("../../../../docs/metrics.md");
+    let rows: BTreeSet<(String, String)> = document
+        .lines()
+        .filter_map(|line| {
+            let mut cells = line.split('|').map(str::trim).skip(1);
+            let name = cells.next()?.strip_prefix('`')?.strip_suffix('`')?.to_owned();
+            Some((name, cells.next()?.to_owned()))
+        })
+        .collect();
+    let kind = |kind| match kind {
+        Type::Counter => "counter",
+        Type::Gauge => "gauge",
+        Type::Info => "info",
+        Type::Histogram => "histogram",
+    };
+    let families = ALL.iter().map(|family| (family.name.to_owned(), kind(family.kind).to_owned())).collect();
+    assert_eq!(rows, families);
+    let [_, open] = both(&totals(vec![]));
+    let rendered: BTreeSet<_> = open.families.into_iter().collect();
+    assert_eq!(rows, rendered);
+}
+
+proptest! {
+    #[test]
+    fn any_names_and_values_make_a_page_that_is_read_back(
+        names in prop::collection::vec("\\PC{0,12}|[\"\\\\\n{},=]{1,6}", 0..8),
+        latencies in prop::collection::vec(any::<u64>().prop_map(|v| v >> 24), 0..30),
+        max in 0_usize..6,
+    ) {
+        let cgroups: Vec<_> = names.iter().map(|name| cgroup(unit(name), &latencies)).collect();
+        let totals = totals(cgroups);
+        for format in [Format::Text, Format::OpenMetrics] {
+            let page = render(&mut Exporter::new(max), &totals, format);
+            let writes: f64 = page.samples.iter().filter(|s| s.name == "galen_file_writes_total").map(|s| s.value).sum();
+            prop_assert_eq!(writes, (names.len() * latencies.len()) as f64);
+        }
+    }
+}

@@ -1,0 +1,371 @@
+//! Events on standard output.
+//!
+//! A thread of its own writes, so that a pipe nobody reads blocks that thread and nothing else. The queue
+//! before it is bounded; what does not fit is counted by kind and told with a `lost` event once the
+//! output moves again.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::{Record, text};
+use crate::config::Output;
+use crate::event::{Body, Event, Kind, Lost, WallTime};
+
+/// Events that wait to be written.
+pub const QUEUE_MAX: usize = 8192;
+/// The part of the queue that connects and writes leave to rarer events: a flood of writes must not cost
+/// the one OOM kill.
+const RESERVED: usize = 512;
+/// A wake-up writes at most about this much at once.
+const BATCH_BYTES: usize = 256 * 1024;
+/// How often a loss of one kind is told at most.
+const LOST_EVERY: Duration = Duration::from_secs(1);
+/// Reason of the losses here.
+pub const OUTPUT_FULL: &str = "output_full";
+
+/// The writer thread and its queue.
+#[derive(Debug)]
+pub struct Stdout {
+    shared: Arc<Shared>,
+    done: oneshot::Receiver<()>,
+}
+
+/// Puts events into the queue; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Printer(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    queue: Mutex<Queue>,
+    wake: Condvar,
+    dropped: [AtomicU64; Kind::ALL.len()],
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    records: VecDeque<Arc<Record>>,
+    ending: bool,
+    /// Nobody reads any more: everything is discarded.
+    closed: bool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Stdout {
+    /// Starts the thread that writes to standard output in the given form; `node` is the node's name in
+    /// the `lost` events that it makes.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub fn start(output: Output, node: Arc<str>) -> io::Result<Self> {
+        let form = match output {
+            Output::Json => Form::Json,
+            Output::Text => Form::Text { color: text::stdout_takes_color() },
+            Output::None => Form::None,
+        };
+        Self::start_on(Box::new(io::stdout()), form, node)
+    }
+
+    fn start_on(target: Box<dyn Write + Send>, form: Form, node: Arc<str>) -> io::Result<Self> {
+        let queue = Queue { closed: matches!(form, Form::None), ..Queue::default() };
+        let shared = Arc::new(Shared {
+            queue: Mutex::new(queue),
+            wake: Condvar::new(),
+            dropped: std::array::from_fn(|_| AtomicU64::new(0)),
+        });
+        let (sender, done) = oneshot::channel();
+        let writer = Writer {
+            shared: Arc::clone(&shared),
+            target,
+            form,
+            node,
+            told: [0; Kind::ALL.len()],
+            told_at: [None; Kind::ALL.len()],
+        };
+        std::thread::Builder::new().name("galen-stdout".to_owned()).spawn(move || {
+            writer.run();
+            // The receiver is gone when shutdown gave up waiting.
+            let _ = sender.send(());
+        })?;
+        Ok(Self { shared, done })
+    }
+
+    /// A handle that prints.
+    #[must_use]
+    pub fn printer(&self) -> Printer {
+        Printer(Arc::clone(&self.shared))
+    }
+
+    /// Writes what is queued and ends the thread; gives up after `deadline` and leaves the thread behind,
+    /// since a write to a pipe nobody reads cannot be interrupted. Gives whether everything was written.
+    pub async fn shutdown(self, deadline: Duration) -> bool {
+        self.shared.lock().ending = true;
+        self.shared.wake.notify_one();
+        matches!(tokio::time::timeout(deadline, self.done).await, Ok(Ok(())))
+    }
+}
+
+impl Printer {
+    /// Queues `record`; never blocks. A full queue drops and counts it.
+    pub fn print(&self, record: &Arc<Record>) {
+        let kind = record.event().kind;
+        let limit = match kind {
+            Kind::TcpConnect | Kind::FileWrite => QUEUE_MAX - RESERVED,
+            _ => QUEUE_MAX,
+        };
+        let mut queue = self.0.lock();
+        if queue.closed || queue.ending {
+            return;
+        }
+        if queue.records.len() >= limit {
+            drop(queue);
+            self.0.dropped[kind as usize].fetch_add(1, Relaxed);
+            return;
+        }
+        queue.records.push_back(Arc::clone(record));
+        let first = queue.records.len() == 1;
+        drop(queue);
+        if first {
+            self.0.wake.notify_one();
+        }
+    }
+
+    /// Events that were dropped since the queue was full, by kind in the order of [`Kind::ALL`].
+    #[must_use]
+    pub fn dropped(&self) -> [u64; Kind::ALL.len()] {
+        std::array::from_fn(|index| self.0.dropped[index].load(Relaxed))
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Form {
+    Text { color: bool },
+    Json,
+    None,
+}
+
+struct Writer {
+    shared: Arc<Shared>,
+    target: Box<dyn Write + Send>,
+    form: Form,
+    node: Arc<str>,
+    /// Losses that were told, by kind.
+    told: [u64; Kind::ALL.len()],
+    told_at: [Option<Instant>; Kind::ALL.len()],
+}
+
+impl Writer {
+    fn run(mut self) {
+        let mut batch = VecDeque::new();
+        let mut buffer = String::new();
+        loop {
+            let ending = self.wait(&mut batch);
+            for record in batch.drain(..) {
+                self.format(&mut buffer, &record);
+                if buffer.len() >= BATCH_BYTES && !self.write(&mut buffer) {
+                    return;
+                }
+            }
+            // First what was queued, so that what is told as lost was lost before now.
+            if !self.write(&mut buffer) {
+                return;
+            }
+            self.tell_losses(&mut buffer, ending);
+            if !self.write(&mut buffer) || ending {
+                return;
+            }
+        }
+    }
+
+    /// Takes all that is queued, and waits for it if need be; gives whether this was the last.
+    fn wait(&self, batch: &mut VecDeque<Arc<Record>>) -> bool {
+        let mut queue = self.shared.lock();
+        while queue.records.is_empty() && !queue.ending {
+            if self.untold() {
+                let (guard, timeout) =
+                    self.shared.wake.wait_timeout(queue, LOST_EVERY).unwrap_or_else(PoisonError::into_inner);
+                queue = guard;
+                if timeout.timed_out() {
+                    break;
+                }
+            } else {
+                queue = self.shared.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+        std::mem::swap(&mut queue.records, batch);
+        queue.ending
+    }
+
+    fn untold(&self) -> bool {
+        self.shared.dropped.iter().zip(self.told).any(|(dropped, told)| dropped.load(Relaxed) > told)
+    }
+
+    fn format(&self, buffer: &mut String, record: &Record) {
+        match self.form {
+            Form::Text { color } => text::write_event(buffer, record.event(), color),
+            Form::Json => {
+                // JSON by serde is UTF-8.
+                buffer.push_str(&String::from_utf8_lossy(&record.json()));
+                buffer.push('\n');
+            }
+            Form::None => {}
+        }
+    }
+
+    fn tell_losses(&mut self, buffer: &mut String, ending: bool) {
+        for kind in Kind::ALL {
+            let index = kind as usize;
+            let count = self.shared.dropped[index].load(Relaxed) - self.told[index];
+            let recently = self.told_at[index].is_some_and(|at| at.elapsed() < LOST_EVERY);
+            if count == 0 || (recently && !ending) {
+                continue;
+            }
+            self.told[index] += count;
+            self.told_at[index] = Some(Instant::now());
+            let lost = Body::Lost(Lost { probe: kind.name(), reason: OUTPUT_FULL, count });
+            let event = Event::of_node(WallTime::now(), Arc::clone(&self.node), lost);
+            self.format(buffer, &Record::new(Arc::new(event)));
+        }
+    }
+
+    /// Writes the buffer and empties it; gives whether there is anyone to write to.
+    fn write(&mut self, buffer: &mut String) -> bool {
+        if buffer.is_empty() {
+            return true;
+        }
+        let written = self.target.write_all(buffer.as_bytes()).and_then(|()| self.target.flush());
+        buffer.clear();
+        let Err(error) = written else { return true };
+        {
+            let mut queue = self.shared.lock();
+            queue.closed = true;
+            queue.records.clear();
+        }
+        tracing::warn!(
+            %error,
+            "standard output cannot be written to, events are not printed any more; follow them with `galen events`"
+        );
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    /// A pipe that takes nothing until it is opened.
+    struct Gate {
+        entered: mpsc::Sender<()>,
+        open: mpsc::Receiver<()>,
+        written: Arc<Mutex<Vec<u8>>>,
+    }
+
+    impl Write for Gate {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let _ = self.entered.send(());
+            self.open.recv().map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
+            self.written.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    struct Fixture {
+        stdout: Stdout,
+        entered: mpsc::Receiver<()>,
+        open: mpsc::Sender<()>,
+        written: Arc<Mutex<Vec<u8>>>,
+    }
+
+    fn fixture() -> Fixture {
+        let (entered_sender, entered) = mpsc::channel();
+        let (open, open_receiver) = mpsc::channel();
+        let written = Arc::default();
+        let gate = Gate { entered: entered_sender, open: open_receiver, written: Arc::clone(&written) };
+        let stdout = Stdout::start_on(Box::new(gate), Form::Json, "n".into()).unwrap();
+        Fixture { stdout, entered, open, written }
+    }
+
+    fn record(kind: Kind) -> Arc<Record> {
+        let body = Body::Lost(Lost { probe: "x", reason: "y", count: 1 });
+        let event = Event { kind, ..Event::of_node(WallTime(0), "n".into(), body) };
+        Record::new(Arc::new(event))
+    }
+
+    #[tokio::test]
+    async fn a_stalled_pipe_drops_counts_and_tells_and_keeps_room_for_rare_events() {
+        let Fixture { stdout, entered, open, written } = fixture();
+        let printer = stdout.printer();
+        printer.print(&record(Kind::FileWrite));
+        entered.recv().unwrap();
+        for _ in 0..QUEUE_MAX {
+            printer.print(&record(Kind::FileWrite));
+        }
+        printer.print(&record(Kind::OomKill));
+        let dropped = printer.dropped();
+        assert_eq!(dropped[Kind::FileWrite as usize], RESERVED as u64);
+        assert_eq!(dropped[Kind::OomKill as usize], 0);
+        for _ in 0..100 {
+            open.send(()).unwrap();
+        }
+        assert!(stdout.shutdown(Duration::from_secs(10)).await);
+        let text = String::from_utf8(written.lock().unwrap().clone()).unwrap();
+        assert_eq!(text.matches("oom_kill").count(), 1);
+        let told = format!(r#""probe":"file_write","reason":"output_full","count":{RESERVED}}}"#);
+        assert_eq!(text.matches(&told).count(), 1, "told once");
+        assert_eq!(text.lines().count(), 1 + QUEUE_MAX - RESERVED + 1 + 1, "each line once");
+    }
+
+    #[tokio::test]
+    async fn shutdown_leaves_a_stuck_writer_behind() {
+        let Fixture { stdout, entered, open, .. } = fixture();
+        stdout.printer().print(&record(Kind::OomKill));
+        entered.recv().unwrap();
+        assert!(!stdout.shutdown(Duration::from_millis(20)).await);
+        drop(open);
+    }
+
+    #[tokio::test]
+    async fn a_broken_pipe_ends_printing_and_nothing_else() {
+        let Fixture { stdout, open, .. } = fixture();
+        drop(open);
+        let printer = stdout.printer();
+        printer.print(&record(Kind::OomKill));
+        // The thread ends by itself at the first write.
+        let Stdout { shared, done } = stdout;
+        tokio::time::timeout(Duration::from_secs(10), done).await.unwrap().unwrap();
+        printer.print(&record(Kind::OomKill));
+        assert!(shared.lock().records.is_empty());
+        assert_eq!(printer.dropped(), [0; 7], "nobody reads: that is no loss");
+    }
+
+    #[tokio::test]
+    async fn what_is_queued_is_written_in_one_go() {
+        let Fixture { stdout, entered, open, written } = fixture();
+        let printer = stdout.printer();
+        printer.print(&record(Kind::OomKill));
+        entered.recv().unwrap();
+        for _ in 0..10 {
+            printer.print(&record(Kind::Fault));
+        }
+        open.send(()).unwrap();
+        open.send(()).unwrap();
+        assert!(stdout.shutdown(Duration::from_secs(10)).await);
+        let text = String::from_utf8(written.lock().unwrap().clone()).unwrap();
+        assert_eq!(text.lines().count(), 11, "two writes were enough");
+    }
+}

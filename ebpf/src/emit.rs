@@ -1,0 +1,86 @@
+//! The one way into a ring, and the counting of every event's fate.
+
+use core::arch::asm;
+
+use aya_ebpf::bindings::{
+    BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP,
+};
+use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ringbuf_query};
+use galen_common::accounting::{Fate, Probe};
+
+use crate::maps::{EVENT_RINGS, FATES, OOM_RING};
+use crate::settings::{RINGS, WAKE_BYTES, get};
+
+/// Adds to a counter that user space reads. Atomic, since on kernels with full preemption a program can be
+/// interrupted by another one on the same CPU.
+///
+/// # Safety
+/// `counter` must point into a map's value.
+#[inline(always)]
+pub unsafe fn add(counter: *mut u64, by: u64) {
+    // The target has no compare-and-swap in all its versions, so `core` offers no atomic arithmetic for
+    // it; the instruction itself is older than BTF.
+    // SAFETY: the caller's pointer is aligned and lives as long as the program runs.
+    unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) by) };
+}
+
+/// Counts one event of `probe` under `fate`.
+#[inline(always)]
+pub fn count(probe: Probe, fate: Fate) {
+    if let Some(counters) = FATES.get_ptr_mut(probe as u32) {
+        // SAFETY: `fate` is an index below the array's length.
+        unsafe { add(counters.cast::<u64>().add(fate as usize), 1) };
+    }
+}
+
+/// How often `fate` was counted for `probe` on this CPU.
+#[inline(always)]
+pub fn counted(probe: Probe, fate: Fate) -> u64 {
+    FATES.get_ptr_mut(probe as u32).map_or(u64::MAX, |counters| {
+        // SAFETY: `fate` is an index below the array's length.
+        unsafe { counters.cast::<u64>().add(fate as usize).read() }
+    })
+}
+
+/// Puts a record into this CPU's ring, or counts why not.
+///
+/// `fill` writes the whole record; it gets memory that is not initialised.
+#[inline(always)]
+pub fn emit<T: 'static>(probe: Probe, fill: impl FnOnce(*mut T)) {
+    // SAFETY: the helper has no conditions.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    let rings = get(&RINGS) as u32;
+    let index = cpu.checked_rem(rings).unwrap_or(0);
+    let Some(ring) = EVENT_RINGS.get(index) else {
+        count(probe, Fate::NoRing);
+        return;
+    };
+    let Some(mut entry) = ring.reserve_untyped::<T>(0) else {
+        count(probe, Fate::RingFull);
+        return;
+    };
+    fill(entry.as_mut_ptr());
+    count(probe, Fate::Submitted);
+    // A wake-up costs some fifty times the record itself, so the agent drains by a timer, and is woken only
+    // when a ring fills up faster than that. Waking within a window above the mark, not at every record
+    // above it, keeps the cost down while the agent is on its way.
+    // SAFETY: the ring is a ring buffer map.
+    let unread = unsafe {
+        bpf_ringbuf_query(core::ptr::from_ref(ring).cast_mut().cast(), u64::from(BPF_RB_AVAIL_DATA))
+    };
+    let mark = get(&WAKE_BYTES);
+    let flags = if unread >= mark && unread < mark + 4096 { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
+    entry.submit(u64::from(flags));
+}
+
+/// Puts an OOM record into its own ring and wakes the agent, or counts why not.
+#[inline(always)]
+pub fn emit_urgent<T: 'static>(probe: Probe, fill: impl FnOnce(*mut T)) {
+    let Some(mut entry) = OOM_RING.reserve_untyped::<T>(0) else {
+        count(probe, Fate::RingFull);
+        return;
+    };
+    fill(entry.as_mut_ptr());
+    count(probe, Fate::Submitted);
+    entry.submit(u64::from(BPF_RB_FORCE_WAKEUP));
+}

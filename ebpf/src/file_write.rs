@@ -1,0 +1,368 @@
+//! Writes: `write`, `pwrite64`, `writev`, `pwritev`, `pwritev2`, from entering the call to leaving it.
+//!
+//! Which file it is, is found on entry, as another thread may close the descriptor while the call runs.
+//! Between entry and exit a write lives in the slot of its thread id: a plain array look-up, an order
+//! cheaper than a hash map. Two threads whose ids are equal modulo the slots and that write at the same
+//! time overwrite each other's start; the one that finds a foreign slot is not taken for a write at all,
+//! so the array is as large as the usual range of thread ids.
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::helpers::{
+    bpf_get_current_pid_tgid, bpf_ktime_get_ns, generated::bpf_probe_read_kernel_str,
+};
+use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint, tracepoint};
+use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext, TracePointContext};
+use galen_common::accounting::{Fate, Probe as Subject};
+use galen_common::file_write::{
+    FileWritePathRecord, FileWriteRecord, NAME_BYTES, PATH_BYTES, PATH_DEPTH, Reason, TouchedFileKey,
+    WRITE_SLOTS, WriteErrorKey, WriteStart, WriteStats,
+};
+use galen_common::globals::emit as emit_rule;
+use galen_common::histogram::{BUCKETS, bucket_of};
+use galen_common::record::RecordKind;
+
+use crate::emit::{add, count, emit};
+use crate::maps::{TOUCHED_FILES, WRITE_ERRORS, WRITE_STARTS, WRITE_STATS};
+use crate::read::{Direct, Probe, Reader};
+use crate::settings::{self, get, has};
+use crate::stats;
+use crate::task::{Current, TaskIds, current_cgroup_id, header};
+
+const S_IFMT: u16 = 0o170_000;
+const S_IFREG: u16 = 0o100_000;
+// From ERESTARTSYS to ERESTART_RESTARTBLOCK (include/linux/errno.h): the call did not return, it is
+// entered again or turned into EINTR after a signal.
+const ERESTART: core::ops::RangeInclusive<i64> = -516..=-512;
+
+static ZERO: WriteStats =
+    WriteStats { bytes: 0, errors: 0, latency_sum_ns: 0, latency_ns: [0; BUCKETS] };
+
+#[btf_tracepoint(function = "sys_enter")]
+pub fn file_write_enter_btf(ctx: BtfTracePointContext) -> i32 {
+    let call: u64 = ctx.arg(1);
+    if is_write(call) {
+        let regs: *const u8 = ctx.arg(0);
+        // SAFETY: the argument is a `struct pt_regs` by the tracepoint's prototype.
+        enter::<Direct>(unsafe { Direct::member::<u64>(regs, &settings::OFF_REGS_ARG0) } as i32);
+    }
+    0
+}
+
+#[btf_tracepoint(function = "sys_exit")]
+pub fn file_write_exit_btf(ctx: BtfTracePointContext) -> i32 {
+    let regs: *const u8 = ctx.arg(0);
+    // SAFETY: the argument is a `struct pt_regs` by the tracepoint's prototype.
+    if is_write(unsafe { Direct::member::<u64>(regs, &settings::OFF_REGS_CALL) }) {
+        exit::<Direct>(&ctx, ctx.arg(1));
+    }
+    0
+}
+
+#[raw_tracepoint(tracepoint = "sys_enter")]
+pub fn file_write_enter_raw(ctx: RawTracePointContext) -> i32 {
+    let call: u64 = ctx.arg(1);
+    if is_write(call) {
+        let regs: *const u8 = ctx.arg(0);
+        // SAFETY: the helper checks the address.
+        enter::<Probe>(unsafe { Probe::member::<u64>(regs, &settings::OFF_REGS_ARG0) } as i32);
+    }
+    0
+}
+
+/// The registers cannot be loaded directly here, so the thread's slot alone tells a write: cheaper than
+/// reading the call's number at the end of every system call.
+#[raw_tracepoint(tracepoint = "sys_exit")]
+pub fn file_write_exit_raw(ctx: RawTracePointContext) -> i32 {
+    exit::<Probe>(&ctx, ctx.arg(1));
+    0
+}
+
+/// The record of `syscalls:sys_enter_*` and `syscalls:sys_exit_*` (kernel/trace/trace.h,
+/// `syscall_trace_enter` and `syscall_trace_exit`). The agent compares it with the format files before it
+/// loads these programs; an offset in the instruction itself saves a call for each read.
+#[repr(C)]
+struct SyscallRecord {
+    common: u64,
+    number: u64,
+    /// The first argument, or what the call returned.
+    value: i64,
+}
+
+#[tracepoint(category = "syscalls", name = "sys_enter_write")]
+pub fn file_write_enter_tp(ctx: TracePointContext) -> i32 {
+    // SAFETY: the record of every system call tracepoint is as large as this.
+    enter::<Direct>(unsafe { (*ctx.as_ptr().cast::<SyscallRecord>()).value } as i32);
+    0
+}
+
+#[tracepoint(category = "syscalls", name = "sys_exit_write")]
+pub fn file_write_exit_tp(ctx: TracePointContext) -> i32 {
+    // SAFETY: the record of every system call tracepoint is as large as this.
+    exit::<Direct>(&ctx, unsafe { (*ctx.as_ptr().cast::<SyscallRecord>()).value });
+    0
+}
+
+#[inline(always)]
+fn is_write(call: u64) -> bool {
+    if call < 64 {
+        return (get(&settings::WRITE_CALLS_LOW) >> call) & 1 != 0;
+    }
+    call == get(&settings::WRITE_CALL_A)
+        || call == get(&settings::WRITE_CALL_B)
+        || call == get(&settings::WRITE_CALL_C)
+}
+
+#[inline(always)]
+fn enter<R: Current>(fd: i32) {
+    let tid = bpf_get_current_pid_tgid() as u32;
+    let Some(slot) = WRITE_STARTS.get_ptr_mut(tid & (WRITE_SLOTS - 1)) else { return };
+    let task = R::current();
+    // SAFETY: the slot lives in the array; R can follow its own task, and the offsets are this kernel's.
+    unsafe {
+        let is_compat = has(&settings::OFF_TASK_COMPAT)
+            && u64::from(R::member::<u32>(task, &settings::OFF_TASK_COMPAT))
+                & get(&settings::TASK_COMPAT_MASK)
+                != 0;
+        // The numbers of 32-bit system calls mean something else.
+        let file = if is_compat { 0 } else { file_of::<R>(task, fd) };
+        if file != 0 {
+            let inode = Probe::pointer(file as *const u8, &settings::OFF_FILE_INODE);
+            let head = InodeHead::read(inode);
+            if get(&settings::WRITE_ANY_FILE) != 0 || head.mode() & S_IFMT == S_IFREG {
+                (*slot).fd = fd;
+                (*slot).inode = head.member(&settings::OFF_INODE_INO);
+                (*slot).file = file;
+                let sb = head.member(&settings::OFF_INODE_SB) as *const u8;
+                (*slot).dev = Probe::member(sb, &settings::OFF_SB_DEV);
+                (*slot).tid = tid;
+                (*slot).time_mono_ns = bpf_ktime_get_ns();
+                return;
+            }
+        }
+        // What a killed thread of this id may have left.
+        if (*slot).tid == tid {
+            (*slot).tid = 0;
+        }
+    }
+}
+
+/// The first words of a `struct inode`, which hold all that is needed: one checked read instead of three.
+struct InodeHead([u64; InodeHead::WORDS]);
+
+impl InodeHead {
+    const WORDS: usize = 12;
+
+    /// # Safety
+    /// None beyond the offsets' being this kernel's: the helper checks the address.
+    #[inline(always)]
+    unsafe fn read(inode: *const u8) -> Self {
+        // SAFETY: any bytes are valid words.
+        Self(unsafe { Probe::read(inode.cast()) })
+    }
+
+    #[inline(always)]
+    fn mode(&self) -> u16 {
+        self.member(&settings::OFF_INODE_MODE) as u16
+    }
+
+    /// The word at an offset; the agent refuses to load this program if it lies beyond the head.
+    #[inline(always)]
+    fn member(&self, offset: &u64) -> u64 {
+        let at = get(offset);
+        if at > (Self::WORDS as u64 - 1) * 8 {
+            return 0;
+        }
+        // SAFETY: the word lies within the array, and BPF loads need no alignment that its members lack.
+        unsafe { core::ptr::read_volatile(self.0.as_ptr().cast::<u8>().add(at as usize).cast()) }
+    }
+}
+
+/// Address of the `struct file` behind a descriptor of the running task; 0 when there is none.
+#[inline(always)]
+unsafe fn file_of<R: Reader>(task: *const u8, fd: i32) -> u64 {
+    // SAFETY: the offsets come from this kernel's BTF. The array of files has no type that the verifier
+    // could follow, so from there on every read is checked by the helper.
+    unsafe {
+        let files = R::pointer(task, &settings::OFF_TASK_FILES);
+        let table = R::pointer(files, &settings::OFF_FILES_FDT);
+        let max_fds: u32 = R::member(table, &settings::OFF_FDT_MAX_FDS);
+        if fd as u32 >= max_fds {
+            return 0;
+        }
+        let array = R::pointer(table, &settings::OFF_FDT_FD);
+        Probe::read(array.add(fd as u32 as usize * 8).cast())
+    }
+}
+
+#[inline(always)]
+fn exit<R: Current>(ctx: &impl EbpfContext, returned: i64) {
+    let tid = bpf_get_current_pid_tgid() as u32;
+    let Some(slot) = WRITE_STARTS.get_ptr_mut(tid & (WRITE_SLOTS - 1)) else { return };
+    // SAFETY: the slot lives in the array.
+    let start = unsafe {
+        if (*slot).tid != tid {
+            return;
+        }
+        (*slot).tid = 0;
+        *slot
+    };
+    if ERESTART.contains(&returned) {
+        return;
+    }
+    // SAFETY: the helper has no conditions.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let latency_ns = now.saturating_sub(start.time_mono_ns);
+    let cgroup_id = current_cgroup_id::<R>();
+    if let Some(stats) = stats::of_cgroup(ctx, &WRITE_STATS, &ZERO, Subject::FileWrite, cgroup_id) {
+        // SAFETY: the pointer is a map's value; the bucket is below BUCKETS.
+        unsafe {
+            if returned < 0 {
+                add(&raw mut (*stats).errors, 1);
+                count_error(cgroup_id, returned);
+            } else {
+                add(&raw mut (*stats).bytes, returned as u64);
+                add(&raw mut (*stats).latency_sum_ns, latency_ns);
+                let bucket = bucket_of(latency_ns);
+                if bucket < BUCKETS {
+                    add((&raw mut (*stats).latency_ns).cast::<u64>().add(bucket), 1);
+                }
+            }
+        }
+    }
+    report(&start, now, latency_ns, cgroup_id, returned);
+}
+
+#[inline(never)]
+fn count_error(cgroup_id: u64, returned: i64) {
+    let key = WriteErrorKey { cgroup_id, errno: (-returned) as u32, reserved: 0 };
+    if WRITE_ERRORS.get_ptr_mut(&key).is_none() {
+        let _ = WRITE_ERRORS.insert(&key, &0, u64::from(BPF_NOEXIST));
+    }
+    // When the map is full, the cgroup's own `errors` still has it, and user space shows the difference
+    // as errors of other kinds.
+    if let Some(errors) = WRITE_ERRORS.get_ptr_mut(&key) {
+        // SAFETY: the pointer is a map's value.
+        unsafe { add(errors, 1) };
+    }
+}
+
+/// Makes a record of a write if it is notable, else counts it as filtered.
+#[inline(always)]
+fn report(start: &WriteStart, now: u64, latency_ns: u64, cgroup_id: u64, returned: i64) {
+    let rule = get(&settings::WRITE_EMIT);
+    let is_own = (bpf_get_current_pid_tgid() >> 32) == get(&settings::SELF_PID);
+    if rule == emit_rule::NONE || is_own {
+        count(Subject::FileWrite, Fate::Filtered);
+        return;
+    }
+    let first = get(&settings::WRITE_FIRST_TOUCH) != 0 && is_first_touch(start, cgroup_id);
+    let reason = if returned < 0 {
+        Reason::Error
+    } else if latency_ns >= get(&settings::WRITE_SLOW_NS) {
+        Reason::Slow
+    } else if first {
+        Reason::FirstTouch
+    } else if rule == emit_rule::ALL {
+        Reason::All
+    } else {
+        count(Subject::FileWrite, Fate::Filtered);
+        return;
+    };
+    let write = Write { start, now, latency_ns, cgroup_id, returned, reason: reason as u32 };
+    if reason as u32 == Reason::All as u32 {
+        // Its first touch has told the path.
+        emit(Subject::FileWrite, |record: *mut FileWriteRecord| {
+            // SAFETY: the ring's entry is as large and as aligned as the record.
+            unsafe { record.write(write.record::<FileWriteRecord>(0)) };
+        });
+    } else {
+        emit(Subject::FileWrite, |record: *mut FileWritePathRecord| {
+            // SAFETY: as above; `fill_path` keeps within the array.
+            unsafe {
+                let path_len = fill_path((&raw mut (*record).path).cast(), start);
+                (&raw mut (*record).write).write(write.record::<FileWritePathRecord>(path_len));
+            }
+        });
+    }
+}
+
+struct Write<'a> {
+    start: &'a WriteStart,
+    now: u64,
+    latency_ns: u64,
+    cgroup_id: u64,
+    returned: i64,
+    reason: u32,
+}
+
+impl Write<'_> {
+    #[inline(always)]
+    fn record<T>(&self, path_len: u32) -> FileWriteRecord {
+        FileWriteRecord {
+            header: header::<T>(
+                RecordKind::FileWrite,
+                self.now,
+                self.cgroup_id,
+                &TaskIds::current(),
+                true,
+            ),
+            latency_ns: self.latency_ns,
+            inode: self.start.inode,
+            returned: self.returned,
+            dev: self.start.dev,
+            fd: self.start.fd,
+            reason: self.reason,
+            path_len,
+        }
+    }
+}
+
+#[inline(always)]
+fn is_first_touch(start: &WriteStart, cgroup_id: u64) -> bool {
+    let key = TouchedFileKey { cgroup_id, inode: start.inode, dev: u64::from(start.dev) };
+    if TOUCHED_FILES.get_ptr(&key).is_some() {
+        return false;
+    }
+    TOUCHED_FILES.insert(&key, &1, u64::from(BPF_ANY)).is_ok()
+}
+
+/// Writes the names of the file's path, from the file upwards; returns the bytes used, 0 when the path
+/// is not known or does not fit.
+///
+/// # Safety
+/// `out` must have room for `PATH_BYTES`.
+#[inline(always)]
+unsafe fn fill_path(out: *mut u8, start: &WriteStart) -> u32 {
+    if !has(&settings::OFF_FILE_DENTRY) || !has(&settings::OFF_DENTRY_NAME) {
+        return 0;
+    }
+    // SAFETY: every read is checked by the helper; the offsets are this kernel's.
+    unsafe {
+        let mut dentry = Probe::pointer(start.file as *const u8, &settings::OFF_FILE_DENTRY);
+        // Another thread may have closed the descriptor meanwhile, and the file's memory be another's.
+        let inode = Probe::pointer(dentry, &settings::OFF_DENTRY_INODE);
+        if Probe::member::<u64>(inode, &settings::OFF_INODE_INO) != start.inode {
+            return 0;
+        }
+        let mut used = 0_usize;
+        for _ in 0..PATH_DEPTH {
+            let parent = Probe::pointer(dentry, &settings::OFF_DENTRY_PARENT);
+            if parent == dentry || parent.is_null() {
+                return used as u32;
+            }
+            if used > PATH_BYTES - NAME_BYTES {
+                return 0;
+            }
+            let name = Probe::pointer(dentry, &settings::OFF_DENTRY_NAME);
+            let length =
+                bpf_probe_read_kernel_str(out.add(used).cast(), NAME_BYTES as u32, name.cast());
+            if length <= 1 || length >= NAME_BYTES as i64 {
+                return 0;
+            }
+            used += length as usize & (NAME_BYTES - 1);
+            dentry = parent;
+        }
+    }
+    0
+}

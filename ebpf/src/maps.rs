@@ -1,0 +1,43 @@
+//! All maps. Sizes here are the least; the agent sets the real ones before loading.
+
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::macros::btf_map;
+use galen_common::accounting::{FATES as FATE_COUNT, Probe};
+use galen_common::file_write::{TouchedFileKey, WRITE_SLOTS, WriteErrorKey, WriteStart, WriteStats};
+use galen_common::globals::RINGS_MAX;
+use galen_common::record::CgroupKey;
+use galen_common::tcp_connect::{ConnectStart, ConnectStats};
+
+use crate::oom_kill::VictimIdentity;
+
+#[btf_map]
+pub static EVENT_RINGS: ArrayOfMaps<RingBuf<u8, 65536>, { RINGS_MAX as usize }> = ArrayOfMaps::new();
+
+#[btf_map]
+pub static OOM_RING: RingBuf<u8, 65536> = RingBuf::new();
+
+/// By [`Probe`], then by `accounting::Fate`.
+#[btf_map]
+pub static FATES: PerCpuArray<[u64; FATE_COUNT as usize], { Probe::ALL.len() }> = PerCpuArray::new();
+
+#[btf_map]
+pub static CONNECT_STARTS: HashMap<u64, ConnectStart, 16384> = HashMap::new();
+
+#[btf_map]
+pub static CONNECT_STATS: HashMap<CgroupKey, ConnectStats, 64> = HashMap::new();
+
+#[btf_map]
+pub static WRITE_STARTS: Array<WriteStart, { WRITE_SLOTS as usize }> = Array::new();
+
+#[btf_map]
+pub static WRITE_STATS: HashMap<CgroupKey, WriteStats, 64> = HashMap::new();
+
+#[btf_map]
+pub static WRITE_ERRORS: HashMap<WriteErrorKey, u64, 4096> = HashMap::new();
+
+#[btf_map]
+pub static TOUCHED_FILES: LruHashMap<TouchedFileKey, u64, 1024> = LruHashMap::new();
+
+/// What the identity program of the OOM probe found, for the one that runs right after it on this CPU.
+#[btf_map]
+pub static OOM_VICTIM: PerCpuArray<VictimIdentity, 1> = PerCpuArray::new();

@@ -1,0 +1,58 @@
+//! Two ways to read kernel memory: through pointers that the verifier knows the type of, and through any.
+
+use aya_ebpf::helpers::bpf_probe_read_kernel;
+
+use crate::settings::get;
+
+/// A way to read kernel memory at an address.
+pub trait Reader {
+    /// Reads a value; all zero bytes where there is no memory.
+    ///
+    /// # Safety
+    /// Any bit pattern must be a valid `T`. For [`Direct`] the verifier must know `address` for a pointer
+    /// with a type that has a member of this size there.
+    unsafe fn read<T: Copy>(address: *const T) -> T;
+
+    /// Reads the member at the offset that a setting holds.
+    ///
+    /// # Safety
+    /// As for [`Reader::read`].
+    #[inline(always)]
+    unsafe fn member<T: Copy>(base: *const u8, offset: &u64) -> T {
+        // SAFETY: passed on to the caller.
+        unsafe { Self::read(base.add(get(offset) as usize).cast()) }
+    }
+
+    /// Reads the pointer at the offset that a setting holds.
+    ///
+    /// # Safety
+    /// As for [`Reader::read`].
+    #[inline(always)]
+    unsafe fn pointer(base: *const u8, offset: &u64) -> *const u8 {
+        // SAFETY: passed on to the caller.
+        unsafe { Self::member(base, offset) }
+    }
+}
+
+/// Loads through BTF pointers: an instruction each, faults handled by the kernel.
+pub struct Direct;
+
+impl Reader for Direct {
+    #[inline(always)]
+    unsafe fn read<T: Copy>(address: *const T) -> T {
+        // SAFETY: the verifier checks it; volatile keeps the compiler from merging loads across members.
+        unsafe { core::ptr::read_volatile(address) }
+    }
+}
+
+/// `bpf_probe_read_kernel`: a call each, any address. Also for the record of a classic tracepoint, which
+/// the verifier lets no program load from at an offset that it did not see in the instruction itself.
+pub struct Probe;
+
+impl Reader for Probe {
+    #[inline(always)]
+    unsafe fn read<T: Copy>(address: *const T) -> T {
+        // SAFETY: the helper checks the address, and zero is a valid T by this trait's contract.
+        unsafe { bpf_probe_read_kernel(address).unwrap_or(core::mem::zeroed()) }
+    }
+}

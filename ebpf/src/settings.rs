@@ -1,0 +1,192 @@
+//! What the agent decided before loading; see `galen_common::globals`.
+//!
+//! The values sit in read-only data that the agent freezes, so the verifier treats each as a constant.
+
+use galen_common::globals::ABSENT;
+
+macro_rules! settings {
+    ($($(#[$doc:meta])* $name:ident: $default:expr;)*) => {$(
+        $(#[$doc])*
+        #[unsafe(no_mangle)]
+        pub static $name: u64 = $default;
+    )*};
+}
+
+/// Reads a setting. Volatile, since the compiler must not take the default for the value.
+#[inline(always)]
+pub fn get(setting: &u64) -> u64 {
+    // SAFETY: a reference is always valid to read.
+    unsafe { core::ptr::read_volatile(setting) }
+}
+
+/// Whether this kernel has the member that the offset stands for.
+#[inline(always)]
+pub fn has(offset: &u64) -> bool {
+    get(offset) != ABSENT
+}
+
+settings! {
+    /// One of `globals::cgroup_source`.
+    CGROUP_SOURCE: 0;
+    /// Id of the v2 hierarchy's root.
+    CGROUP_V2_ROOT_ID: 1;
+    /// CPU number & this = shard of the statistics.
+    SHARD_MASK: 0;
+    /// Rings there are; CPU n uses ring n modulo this.
+    RINGS: 1;
+    /// A ring with this many unread bytes wakes the agent.
+    WAKE_BYTES: 65536;
+    /// One of `globals::emit`.
+    CONNECT_EMIT: 0;
+    /// A connect that takes this long is notable.
+    CONNECT_SLOW_NS: 1_000_000_000;
+    /// One of `globals::emit`.
+    WRITE_EMIT: 0;
+    /// A write that takes this long is notable.
+    WRITE_SLOW_NS: 100_000_000;
+    /// Whether the first write of a cgroup to a file is notable.
+    WRITE_FIRST_TOUCH: 1;
+    /// Whether writes to anything but regular files count too.
+    WRITE_ANY_FILE: 0;
+    /// Process id of the agent: what it writes is counted, and never a record, as printing it would be the
+    /// next write.
+    SELF_PID: 0;
+    /// Whether the identity program of the OOM probe emits the record itself.
+    OOM_EMIT_ALONE: 0;
+
+    /// Bit n is set when system call n, below 64, writes.
+    WRITE_CALLS_LOW: 0;
+    /// System calls of 64 and more that write; 0 for none.
+    WRITE_CALL_A: 0;
+    /// See `WRITE_CALL_A`.
+    WRITE_CALL_B: 0;
+    /// See `WRITE_CALL_A`.
+    WRITE_CALL_C: 0;
+
+    /// `pt_regs`: the system call's number.
+    OFF_REGS_CALL: ABSENT;
+    /// `pt_regs`: the first argument.
+    OFF_REGS_ARG0: ABSENT;
+    /// `task_struct`: the word that tells a 32-bit system call.
+    OFF_TASK_COMPAT: ABSENT;
+    /// The bit in that word.
+    TASK_COMPAT_MASK: 0;
+
+    /// `task_struct.pid`.
+    OFF_TASK_PID: ABSENT;
+    /// `task_struct.tgid`.
+    OFF_TASK_TGID: ABSENT;
+    /// `task_struct.comm`.
+    OFF_TASK_COMM: ABSENT;
+    /// `task_struct.cred`.
+    OFF_TASK_CRED: ABSENT;
+    /// `cred.uid`.
+    OFF_CRED_UID: ABSENT;
+    /// `task_struct.cgroups`.
+    OFF_TASK_CGROUPS: ABSENT;
+    /// `css_set.subsys[memory_cgrp_id]`.
+    OFF_CSS_SET_MEMORY: ABSENT;
+    /// `css_set.dfl_cgrp`.
+    OFF_CSS_SET_DFL_CGRP: ABSENT;
+    /// `cgroup_subsys_state.cgroup`.
+    OFF_CSS_CGROUP: ABSENT;
+    /// `cgroup.kn`.
+    OFF_CGROUP_KN: ABSENT;
+    /// `kernfs_node.id`.
+    OFF_KN_ID: ABSENT;
+
+    /// `task_struct.files`.
+    OFF_TASK_FILES: ABSENT;
+    /// `files_struct.fdt`.
+    OFF_FILES_FDT: ABSENT;
+    /// `fdtable.fd`.
+    OFF_FDT_FD: ABSENT;
+    /// `fdtable.max_fds`.
+    OFF_FDT_MAX_FDS: ABSENT;
+    /// `file.f_inode`.
+    OFF_FILE_INODE: ABSENT;
+    /// `file.f_path.dentry`.
+    OFF_FILE_DENTRY: ABSENT;
+    /// `inode.i_mode`.
+    OFF_INODE_MODE: ABSENT;
+    /// `inode.i_ino`.
+    OFF_INODE_INO: ABSENT;
+    /// `inode.i_sb`.
+    OFF_INODE_SB: ABSENT;
+    /// `super_block.s_dev`.
+    OFF_SB_DEV: ABSENT;
+    /// `dentry.d_parent`.
+    OFF_DENTRY_PARENT: ABSENT;
+    /// `dentry.d_name.name`.
+    OFF_DENTRY_NAME: ABSENT;
+    /// `dentry.d_inode`.
+    OFF_DENTRY_INODE: ABSENT;
+
+    /// `sock.__sk_common.skc_family`.
+    OFF_SK_FAMILY: ABSENT;
+    /// `sock.__sk_common.skc_daddr`.
+    OFF_SK_DADDR: ABSENT;
+    /// `sock.__sk_common.skc_rcv_saddr`.
+    OFF_SK_SADDR: ABSENT;
+    /// `sock.__sk_common.skc_v6_daddr`.
+    OFF_SK_V6_DADDR: ABSENT;
+    /// `sock.__sk_common.skc_v6_rcv_saddr`.
+    OFF_SK_V6_SADDR: ABSENT;
+    /// `sock.__sk_common.skc_dport`, network byte order.
+    OFF_SK_DPORT: ABSENT;
+    /// `sock.__sk_common.skc_num`, host byte order.
+    OFF_SK_NUM: ABSENT;
+    /// `sock.sk_protocol`.
+    OFF_SK_PROTOCOL: ABSENT;
+    /// `sock.sk_err`.
+    OFF_SK_ERR: ABSENT;
+    /// `tcp_sock.total_retrans`.
+    OFF_TCP_TOTAL_RETRANS: ABSENT;
+
+    /// Classic tracepoint `sock:inet_sock_set_state`: `skaddr`.
+    OFF_TP_SKADDR: ABSENT;
+    /// ... `oldstate`.
+    OFF_TP_OLDSTATE: ABSENT;
+    /// ... `newstate`.
+    OFF_TP_NEWSTATE: ABSENT;
+    /// ... `sport`, host byte order.
+    OFF_TP_SPORT: ABSENT;
+    /// ... `dport`, host byte order.
+    OFF_TP_DPORT: ABSENT;
+    /// ... `family`.
+    OFF_TP_FAMILY: ABSENT;
+    /// ... `protocol`.
+    OFF_TP_PROTOCOL: ABSENT;
+    /// ... `saddr`.
+    OFF_TP_SADDR: ABSENT;
+    /// ... `daddr`.
+    OFF_TP_DADDR: ABSENT;
+    /// ... `saddr_v6`.
+    OFF_TP_SADDR_V6: ABSENT;
+    /// ... `daddr_v6`.
+    OFF_TP_DADDR_V6: ABSENT;
+
+    /// Classic tracepoints `syscalls:sys_enter_*`: the first argument.
+    OFF_TP_FD: ABSENT;
+    /// Classic tracepoints `syscalls:sys_exit_*`: `ret`.
+    OFF_TP_RET: ABSENT;
+
+    /// Classic tracepoint `oom:mark_victim`: `pid`.
+    OFF_TP_VICTIM_PID: ABSENT;
+    /// ... `comm`, a `__data_loc`.
+    OFF_TP_VICTIM_COMM: ABSENT;
+    /// ... `total_vm`, KiB.
+    OFF_TP_VICTIM_TOTAL_VM: ABSENT;
+    /// ... `anon_rss`, KiB.
+    OFF_TP_VICTIM_ANON_RSS: ABSENT;
+    /// ... `file_rss`, KiB.
+    OFF_TP_VICTIM_FILE_RSS: ABSENT;
+    /// ... `shmem_rss`, KiB.
+    OFF_TP_VICTIM_SHMEM_RSS: ABSENT;
+    /// ... `uid`.
+    OFF_TP_VICTIM_UID: ABSENT;
+    /// ... `pgtables`, KiB.
+    OFF_TP_VICTIM_PGTABLES: ABSENT;
+    /// ... `oom_score_adj`.
+    OFF_TP_VICTIM_SCORE_ADJ: ABSENT;
+}

@@ -1,0 +1,128 @@
+//! Whose event it is.
+
+use aya_ebpf::helpers::{
+    bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_task,
+    bpf_get_current_task_btf, bpf_get_current_uid_gid,
+};
+use galen_common::globals::cgroup_source;
+use galen_common::record::{Header, RecordKind, TASK_COMM_LEN, header_flags};
+
+use crate::read::{Direct, Probe, Reader};
+use crate::settings::{
+    CGROUP_SOURCE, CGROUP_V2_ROOT_ID, OFF_CGROUP_KN, OFF_CSS_CGROUP, OFF_CSS_SET_DFL_CGRP,
+    OFF_CSS_SET_MEMORY, OFF_KN_ID, OFF_TASK_CGROUPS, get, has,
+};
+
+/// The running task, as a pointer that this reader can follow.
+pub trait Current: Reader {
+    /// `current`.
+    fn current() -> *const u8;
+}
+
+impl Current for Direct {
+    #[inline(always)]
+    fn current() -> *const u8 {
+        // SAFETY: the helper has no conditions.
+        unsafe { bpf_get_current_task_btf().cast::<u8>() }
+    }
+}
+
+impl Current for Probe {
+    #[inline(always)]
+    fn current() -> *const u8 {
+        // SAFETY: the helper has no conditions.
+        unsafe { bpf_get_current_task() as *const u8 }
+    }
+}
+
+/// Id of the cgroup that the running task is charged to; 0 when it cannot be told.
+#[inline(always)]
+pub fn current_cgroup_id<R: Current>() -> u64 {
+    if !has(&OFF_TASK_CGROUPS) {
+        if get(&CGROUP_SOURCE) == cgroup_source::NONE {
+            return 0;
+        }
+        // SAFETY: the helper has no conditions.
+        return unsafe { bpf_get_current_cgroup_id() };
+    }
+    // SAFETY: R's own pointer.
+    unsafe { cgroup_id_of::<R>(R::current()) }
+}
+
+/// Id of the cgroup that a task is charged to; 0 when it cannot be told.
+///
+/// # Safety
+/// `task` must be a `struct task_struct` that `R` can follow.
+#[inline(always)]
+pub unsafe fn cgroup_id_of<R: Reader>(task: *const u8) -> u64 {
+    if !has(&OFF_TASK_CGROUPS) {
+        return 0;
+    }
+    // SAFETY: the offsets come from this kernel's BTF, so every step is the member it is named for.
+    unsafe {
+        let css_set = R::pointer(task, &OFF_TASK_CGROUPS);
+        let source = get(&CGROUP_SOURCE);
+        if source == cgroup_source::V2 || source == cgroup_source::HYBRID {
+            let id = kernfs_id::<R>(R::pointer(css_set, &OFF_CSS_SET_DFL_CGRP));
+            if source == cgroup_source::V2 || id != get(&CGROUP_V2_ROOT_ID) {
+                return id;
+            }
+        }
+        if source == cgroup_source::V1_MEMORY || source == cgroup_source::HYBRID {
+            let state = R::pointer(css_set, &OFF_CSS_SET_MEMORY);
+            return kernfs_id::<R>(R::pointer(state, &OFF_CSS_CGROUP));
+        }
+        0
+    }
+}
+
+#[inline(always)]
+unsafe fn kernfs_id<R: Reader>(cgroup: *const u8) -> u64 {
+    // SAFETY: passed on to the caller.
+    unsafe { R::member(R::pointer(cgroup, &OFF_CGROUP_KN), &OFF_KN_ID) }
+}
+
+/// Who is running.
+pub struct TaskIds {
+    pub pid: u32,
+    pub tid: u32,
+    pub uid: u32,
+    pub comm: [u8; TASK_COMM_LEN],
+}
+
+impl TaskIds {
+    /// Those of the running task.
+    #[inline(always)]
+    pub fn current() -> Self {
+        let both = bpf_get_current_pid_tgid();
+        Self {
+            pid: (both >> 32) as u32,
+            tid: both as u32,
+            uid: bpf_get_current_uid_gid() as u32,
+            comm: bpf_get_current_comm().unwrap_or([0; TASK_COMM_LEN]),
+        }
+    }
+}
+
+/// A record's header.
+#[inline(always)]
+pub fn header<T>(kind: RecordKind, time_mono_ns: u64, cgroup_id: u64, task: &TaskIds, known: bool) -> Header {
+    let mut flags = 0;
+    if known {
+        flags |= header_flags::HAS_TASK;
+    }
+    if cgroup_id != 0 {
+        flags |= header_flags::HAS_CGROUP;
+    }
+    Header {
+        kind: kind as u32,
+        size_bytes: size_of::<T>() as u32,
+        time_mono_ns,
+        cgroup_id,
+        pid: task.pid,
+        tid: task.tid,
+        uid: task.uid,
+        flags,
+        comm: task.comm,
+    }
+}

@@ -1,0 +1,267 @@
+//! TCP connects: from CLOSE → SYN_SENT to leaving SYN_SENT, on `sock:inet_sock_set_state`.
+//!
+//! The task is taken where SYN_SENT is entered, which is its own context; the end often runs in another
+//! task's or in soft interrupt. The source port is taken at the end, as it is chosen after SYN_SENT.
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::BPF_ANY;
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint, tracepoint};
+use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext, TracePointContext};
+use galen_common::accounting::{Fate, Probe as Subject};
+use galen_common::globals::emit as emit_rule;
+use galen_common::histogram::{BUCKETS, bucket_of};
+use galen_common::record::{RecordKind, TASK_COMM_LEN};
+use galen_common::tcp_connect::{
+    AF_INET, AF_INET6, ConnectStart, ConnectStats, LATENCY_UNKNOWN_NS, Outcome, TCP_SYN_SENT,
+    TcpConnectRecord,
+};
+
+use crate::emit::{add, count, emit};
+use crate::maps::{CONNECT_STARTS, CONNECT_STATS};
+use crate::read::{Direct, Probe, Reader};
+use crate::settings::{self, get, has};
+use crate::stats;
+use crate::task::{Current, TaskIds, current_cgroup_id, header};
+
+const IPPROTO_TCP: u16 = 6;
+
+static ZERO: ConnectStats = ConnectStats {
+    outcomes: [0; 8],
+    syn_retransmits: 0,
+    latency_sum_ns: 0,
+    latency_us: [0; BUCKETS],
+};
+
+/// Where a connect stands when it ends.
+#[derive(Clone, Copy)]
+struct Endpoints {
+    family: u16,
+    sport: u16,
+    dport: u16,
+    saddr: [u8; 16],
+    daddr: [u8; 16],
+    errno: u32,
+    syn_retransmits: u32,
+}
+
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub fn tcp_connect_btf(ctx: BtfTracePointContext) -> i32 {
+    let new_state: i32 = ctx.arg(2);
+    let old_state: i32 = ctx.arg(1);
+    if new_state == TCP_SYN_SENT {
+        let sk: *const u8 = ctx.arg(0);
+        // SAFETY: the argument is a `struct sock` by the tracepoint's prototype.
+        if unsafe { is_tcp::<Direct>(sk) } {
+            start::<Direct>(sk as u64);
+        }
+    } else if old_state == TCP_SYN_SENT {
+        let sk: *const u8 = ctx.arg(0);
+        // SAFETY: as above.
+        unsafe {
+            if is_tcp::<Direct>(sk) {
+                end(&ctx, sk as u64, new_state, &endpoints::<Direct>(sk));
+            }
+        }
+    }
+    0
+}
+
+#[raw_tracepoint(tracepoint = "inet_sock_set_state")]
+pub fn tcp_connect_raw(ctx: RawTracePointContext) -> i32 {
+    let new_state: i32 = ctx.arg(2);
+    let old_state: i32 = ctx.arg(1);
+    if new_state != TCP_SYN_SENT && old_state != TCP_SYN_SENT {
+        return 0;
+    }
+    let sk: *const u8 = ctx.arg(0);
+    // SAFETY: the argument is a `struct sock` by the tracepoint's prototype.
+    unsafe {
+        if !is_tcp::<Probe>(sk) {
+            return 0;
+        }
+        if new_state == TCP_SYN_SENT {
+            start::<Probe>(sk as u64);
+        } else {
+            end(&ctx, sk as u64, new_state, &endpoints::<Probe>(sk));
+        }
+    }
+    0
+}
+
+#[tracepoint(category = "sock", name = "inet_sock_set_state")]
+pub fn tcp_connect_tp(ctx: TracePointContext) -> i32 {
+    // SAFETY: the offsets are those of the tracepoint's format file.
+    unsafe {
+        let record = ctx.as_ptr().cast::<u8>().cast_const();
+        let new_state: i32 = Probe::member(record, &settings::OFF_TP_NEWSTATE);
+        let old_state: i32 = Probe::member(record, &settings::OFF_TP_OLDSTATE);
+        if new_state != TCP_SYN_SENT && old_state != TCP_SYN_SENT {
+            return 0;
+        }
+        let protocol: u16 = Probe::member(record, &settings::OFF_TP_PROTOCOL);
+        if protocol != IPPROTO_TCP {
+            return 0;
+        }
+        let sk: u64 = Probe::member(record, &settings::OFF_TP_SKADDR);
+        if new_state == TCP_SYN_SENT {
+            start::<Probe>(sk);
+            return 0;
+        }
+        let mut at_end = Endpoints {
+            family: Probe::member(record, &settings::OFF_TP_FAMILY),
+            sport: Probe::member(record, &settings::OFF_TP_SPORT),
+            dport: Probe::member(record, &settings::OFF_TP_DPORT),
+            saddr: [0; 16],
+            daddr: [0; 16],
+            errno: 0,
+            syn_retransmits: 0,
+        };
+        if at_end.family == AF_INET {
+            set_v4(&mut at_end.saddr, Probe::member(record, &settings::OFF_TP_SADDR));
+            set_v4(&mut at_end.daddr, Probe::member(record, &settings::OFF_TP_DADDR));
+        } else {
+            at_end.saddr = Probe::member(record, &settings::OFF_TP_SADDR_V6);
+            at_end.daddr = Probe::member(record, &settings::OFF_TP_DADDR_V6);
+        }
+        let sk = sk as *const u8;
+        if has(&settings::OFF_SK_ERR) {
+            at_end.errno = Probe::member(sk, &settings::OFF_SK_ERR);
+        }
+        at_end.syn_retransmits = retransmits(sk);
+        end(&ctx, sk as u64, new_state, &at_end);
+    }
+    0
+}
+
+// MPTCP and SCTP sockets pass through the same tracepoint; an MPTCP connect would count twice, once for
+// its first subflow.
+#[inline(always)]
+unsafe fn is_tcp<R: Reader>(sk: *const u8) -> bool {
+    // SAFETY: passed on to the caller.
+    unsafe { R::member::<u16>(sk, &settings::OFF_SK_PROTOCOL) == IPPROTO_TCP }
+}
+
+#[inline(always)]
+fn set_v4(address: &mut [u8; 16], v4: u32) {
+    let bytes = v4.to_ne_bytes();
+    address[0] = bytes[0];
+    address[1] = bytes[1];
+    address[2] = bytes[2];
+    address[3] = bytes[3];
+}
+
+// tcp_sock goes on behind the end of struct sock, where a load through the typed pointer is refused.
+#[inline(always)]
+unsafe fn retransmits(sk: *const u8) -> u32 {
+    if !has(&settings::OFF_TCP_TOTAL_RETRANS) {
+        return 0;
+    }
+    // SAFETY: the helper checks the address.
+    unsafe { Probe::member(sk, &settings::OFF_TCP_TOTAL_RETRANS) }
+}
+
+#[inline(always)]
+unsafe fn endpoints<R: Reader>(sk: *const u8) -> Endpoints {
+    // SAFETY: the offsets come from this kernel's BTF.
+    unsafe {
+        let mut at_end = Endpoints {
+            family: R::member(sk, &settings::OFF_SK_FAMILY),
+            sport: R::member(sk, &settings::OFF_SK_NUM),
+            dport: u16::from_be(R::member(sk, &settings::OFF_SK_DPORT)),
+            saddr: [0; 16],
+            daddr: [0; 16],
+            errno: R::member(sk, &settings::OFF_SK_ERR),
+            syn_retransmits: retransmits(sk),
+        };
+        if at_end.family == AF_INET {
+            set_v4(&mut at_end.saddr, R::member(sk, &settings::OFF_SK_SADDR));
+            set_v4(&mut at_end.daddr, R::member(sk, &settings::OFF_SK_DADDR));
+        } else if at_end.family == AF_INET6 && has(&settings::OFF_SK_V6_DADDR) {
+            at_end.saddr = Probe::member(sk, &settings::OFF_SK_V6_SADDR);
+            at_end.daddr = Probe::member(sk, &settings::OFF_SK_V6_DADDR);
+        }
+        at_end
+    }
+}
+
+#[inline(always)]
+fn start<R: Current>(sk: u64) {
+    let task = TaskIds::current();
+    let value = ConnectStart {
+        // SAFETY: the helper has no conditions.
+        time_mono_ns: unsafe { bpf_ktime_get_ns() },
+        cgroup_id: current_cgroup_id::<R>(),
+        pid: task.pid,
+        tid: task.tid,
+        uid: task.uid,
+        reserved: 0,
+        comm: task.comm,
+    };
+    // A failure shows at the end, as a start that is not known.
+    let _ = CONNECT_STARTS.insert(&sk, &value, u64::from(BPF_ANY));
+}
+
+#[inline(always)]
+fn end(ctx: &impl EbpfContext, sk: u64, new_state: i32, at_end: &Endpoints) {
+    // SAFETY: the helper has no conditions.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let mut latency_ns = LATENCY_UNKNOWN_NS;
+    let mut cgroup_id = 0;
+    let mut task = TaskIds { pid: 0, tid: 0, uid: 0, comm: [0; TASK_COMM_LEN] };
+    // SAFETY: the entry is this socket's; nobody removes it before this program does.
+    let known = if let Some(start) = unsafe { CONNECT_STARTS.get(&sk) } {
+        latency_ns = now.saturating_sub(start.time_mono_ns);
+        cgroup_id = start.cgroup_id;
+        task = TaskIds { pid: start.pid, tid: start.tid, uid: start.uid, comm: start.comm };
+        let _ = CONNECT_STARTS.remove(&sk);
+        true
+    } else {
+        count(Subject::TcpConnect, Fate::StartUnknown);
+        false
+    };
+    let outcome = Outcome::from_exit(new_state, at_end.errno);
+    if let Some(stats) = stats::of_cgroup(ctx, &CONNECT_STATS, &ZERO, Subject::TcpConnect, cgroup_id) {
+        // SAFETY: the outcome is below 8 and the bucket below BUCKETS.
+        unsafe {
+            add((&raw mut (*stats).outcomes).cast::<u64>().add(outcome as usize & 7), 1);
+            if at_end.syn_retransmits != 0 {
+                add(&raw mut (*stats).syn_retransmits, u64::from(at_end.syn_retransmits));
+            }
+            if known && outcome as u32 == Outcome::Established as u32 {
+                add(&raw mut (*stats).latency_sum_ns, latency_ns);
+                let bucket = bucket_of(latency_ns / 1000);
+                if bucket < BUCKETS {
+                    add((&raw mut (*stats).latency_us).cast::<u64>().add(bucket), 1);
+                }
+            }
+        }
+    }
+
+    let rule = get(&settings::CONNECT_EMIT);
+    let notable = outcome as u32 != Outcome::Established as u32
+        || (known && latency_ns >= get(&settings::CONNECT_SLOW_NS));
+    if rule == emit_rule::NONE || (rule == emit_rule::NOTABLE && !notable) {
+        count(Subject::TcpConnect, Fate::Filtered);
+        return;
+    }
+    emit(Subject::TcpConnect, |record: *mut TcpConnectRecord| {
+        // SAFETY: the ring's entry is as large and as aligned as the record.
+        unsafe {
+            record.write(TcpConnectRecord {
+                header: header::<TcpConnectRecord>(RecordKind::TcpConnect, now, cgroup_id, &task, known),
+                latency_ns,
+                saddr: at_end.saddr,
+                daddr: at_end.daddr,
+                family: at_end.family,
+                sport: at_end.sport,
+                dport: at_end.dport,
+                reserved: 0,
+                outcome: outcome as u32,
+                errno: at_end.errno,
+                syn_retransmits: at_end.syn_retransmits,
+                reserved2: 0,
+            });
+        }
+    });
+}

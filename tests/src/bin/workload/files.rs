@@ -1,0 +1,90 @@
+//! Writes whose number and bytes are known.
+
+use std::fs::File;
+use std::io::{self, IoSlice, Write};
+use std::os::fd::{AsRawFd, RawFd};
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+fn create(file: &str) -> Result<File> {
+    File::create(file).with_context(|| format!("cannot create {file}"))
+}
+
+/// Each way to write, `times` times, with other lengths for each so that none can stand in for another.
+pub(crate) fn mix(file: &str, times: u64) -> Result<Value> {
+    let opened = create(file)?;
+    let fd = opened.as_raw_fd();
+    let pieces = |lengths: [usize; 3]| lengths.map(|length| IoSlice::new(&[b'x'; 64][..length]));
+    let (long, short, wide) = (pieces([3, 0, 5]), pieces([2, 9, 0]), pieces([1, 20, 1]));
+    let mut bytes = 0;
+    for _ in 0..times {
+        bytes += (&opened).write(b"seven b").context("write")? as u64;
+        bytes += whole(pwrite(fd, &[b'x'; 11]), 11, "pwrite64")?;
+        bytes += whole(vector(fd, &long, Way::Writev), 8, "writev")?;
+        bytes += whole(vector(fd, &short, Way::Pwritev), 11, "pwritev")?;
+        bytes += whole(vector(fd, &wide, Way::Pwritev2), 22, "pwritev2")?;
+    }
+    Ok(json!({"writes": times * 5, "bytes": bytes}))
+}
+
+/// One write of this many bytes.
+pub(crate) fn one(file: &str, bytes: u64) -> Result<Value> {
+    let buffer = vec![b'x'; usize::try_from(bytes).context("too large")?];
+    let written = create(file)?.write(&buffer).context("write")?;
+    Ok(json!({"writes": 1, "bytes": written}))
+}
+
+/// Writes until nothing fits any more. The last write that fits is a short one: the chunks are no divisor
+/// of a filesystem's size.
+pub(crate) fn fill(file: &str) -> Result<Value> {
+    const MOST: u64 = 64 << 20;
+    let mut opened = create(file)?;
+    let chunk = [b'x'; 6000];
+    let (mut writes, mut bytes) = (0_u64, 0_u64);
+    loop {
+        match opened.write(&chunk) {
+            Ok(written) => {
+                writes += 1;
+                bytes += written as u64;
+            }
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => break,
+            Err(error) => return Err(error).context("write"),
+        }
+        if bytes > MOST {
+            bail!("{file} took {bytes} bytes and is not full: it belongs on a small filesystem");
+        }
+    }
+    Ok(json!({"writes": writes, "bytes": bytes, "asked": writes * 6000, "errors": 1}))
+}
+
+enum Way {
+    Writev,
+    Pwritev,
+    Pwritev2,
+}
+
+fn pwrite(fd: RawFd, buffer: &[u8]) -> isize {
+    // SAFETY: pointer and length are those of a slice that outlives the call.
+    unsafe { libc::pwrite(fd, buffer.as_ptr().cast(), buffer.len(), 0) }
+}
+
+fn vector(fd: RawFd, pieces: &[IoSlice<'_>; 3], way: Way) -> isize {
+    let (start, count) = (pieces.as_ptr().cast::<libc::iovec>(), 3);
+    // SAFETY: an IoSlice is laid out as an iovec; there are three, and they outlive the calls.
+    unsafe {
+        match way {
+            Way::Writev => libc::writev(fd, start, count),
+            Way::Pwritev => libc::pwritev(fd, start, count, 0),
+            Way::Pwritev2 => libc::pwritev2(fd, start, count, 0, 0),
+        }
+    }
+}
+
+fn whole(written: isize, expected: u64, call: &'static str) -> Result<u64> {
+    match u64::try_from(written) {
+        Ok(written) if written == expected => Ok(written),
+        Ok(written) => bail!("{call} wrote {written} of {expected} bytes"),
+        Err(_) => Err(io::Error::last_os_error()).context(call),
+    }
+}

@@ -1,0 +1,56 @@
+//! Waiting for a condition, with a deadline.
+
+use std::fmt::Display;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// What one look found.
+pub enum Look<T> {
+    /// What was waited for.
+    Done(T),
+    /// Not yet: what was there instead, for the message.
+    NotYet(String),
+}
+
+/// Looks until it is done.
+///
+/// # Errors
+/// The deadline passed; the message names `what` and what was there instead. An error of `look` itself ends
+/// the wait at once.
+pub fn eventually<T>(
+    deadline: Duration,
+    what: impl Display,
+    mut look: impl FnMut() -> Result<Look<T>>,
+) -> Result<T> {
+    let started = Instant::now();
+    loop {
+        let instead = match look()? {
+            Look::Done(found) => return Ok(found),
+            Look::NotYet(instead) => instead,
+        };
+        if started.elapsed() >= deadline {
+            bail!("waited {} s in vain for {what}; instead: {instead}", deadline.as_secs_f32());
+        }
+        thread::sleep(PAUSE);
+    }
+}
+
+/// Looks until `holds`.
+///
+/// # Errors
+/// See [`eventually`].
+pub fn until(deadline: Duration, what: impl Display, mut holds: impl FnMut() -> bool) -> Result<()> {
+    eventually(deadline, what, || {
+        Ok(if holds() { Look::Done(()) } else { Look::NotYet("it does not hold".to_owned()) })
+    })
+}
+
+/// Lets time pass where the time itself is what is tested: a process that does not run for so long.
+pub fn pass(time: Duration) {
+    thread::sleep(time);
+}

@@ -1,0 +1,261 @@
+//! Area `kernel`: what kernel capture costs, what it holds, and how fast it speaks.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use std::{fs, thread};
+
+use anyhow::{Context, Result, bail};
+
+use super::agent::{Agent, Options, sum};
+use super::bpftrace::Bpftrace;
+use super::rounds::{self, LOADS};
+use super::{Better, Row, http, oom, process, workload};
+use crate::paths::{self, Profile};
+use crate::{build, host, process as child, setup};
+
+const PROBE: &str = "file_write";
+const EMIT_ALL: &str = "kernel:\n  file_write:\n    emit: all\n";
+
+/// How much is measured.
+struct Effort {
+    rounds: usize,
+    starts: usize,
+    kills: usize,
+    idle: Duration,
+    ring_s: u64,
+}
+
+const FULL: Effort = Effort { rounds: 7, starts: 7, kills: 100, idle: Duration::from_secs(20), ring_s: 3 };
+const QUICK: Effort = Effort { rounds: 3, starts: 3, kills: 20, idle: Duration::from_secs(6), ring_s: 1 };
+
+pub(super) fn run(quick: bool) -> Result<Vec<Row>> {
+    if !child::is_root() {
+        bail!(
+            "it loads programs and makes cgroups, so it needs root: build with `cargo xtask build`, then sudo -E the same command"
+        );
+    }
+    build::build(Profile::Release)?;
+    build::workload()?;
+    host::ensure_mounts()?;
+    let bpftrace = match setup::bpftrace() {
+        Ok(program) => Some(program),
+        Err(why) => {
+            eprintln!("bench: rows without the peer bpftrace: {why}");
+            None
+        }
+    };
+    measure(if quick { &QUICK } else { &FULL }, bpftrace.as_deref())
+}
+
+fn measure(effort: &Effort, bpftrace: Option<&Path>) -> Result<Vec<Row>> {
+    let rounds = rounds::run(effort.rounds, bpftrace)?;
+    let mut rows = rounds.rows();
+    eprintln!("bench: the kernel's own count of program time");
+    rows.extend(program_rows(bpftrace)?);
+    eprintln!("bench: rings");
+    rows.extend(ring_row(effort)?);
+    eprintln!("bench: {} OOM kills", effort.kills);
+    rows.extend(oom::rows(effort.kills, bpftrace)?);
+    eprintln!("bench: starts, memory, idle");
+    rows.extend(Row::of("start_ready_ms", "ms", Better::Lower, &rounds.start_ms).map(|row| row.goal(100.0)));
+    rows.extend(first_start_row(effort)?);
+    rows.extend(resource_rows(effort, bpftrace)?);
+    rows.extend(size_row(&paths::galen(Profile::Release))?);
+    Ok(rows)
+}
+
+/// The kernel counts a program's time only while asked to, since the count has a price of its own.
+struct Statistics {
+    before: String,
+}
+
+const STATISTICS: &str = "/proc/sys/kernel/bpf_stats_enabled";
+
+impl Statistics {
+    fn enable() -> Result<Self> {
+        let before = fs::read_to_string(STATISTICS).with_context(|| format!("cannot read {STATISTICS}"))?;
+        fs::write(STATISTICS, "1").with_context(|| format!("cannot write {STATISTICS}"))?;
+        Ok(Self { before })
+    }
+}
+
+impl Drop for Statistics {
+    fn drop(&mut self) {
+        if fs::write(STATISTICS, self.before.trim()).is_err() {
+            eprintln!("bench: {STATISTICS} is left at 1; write {} to it", self.before.trim());
+        }
+    }
+}
+
+/// For each load the time all programs took for one operation, then each program's time for one run.
+fn program_rows(bpftrace: Option<&Path>) -> Result<Vec<Row>> {
+    let _enabled = Statistics::enable()?;
+    let agent = Agent::start(Options::default())?;
+    let ours = per_operation(|| Ok(totals(&agent.metrics()?).0))?;
+    let metrics = agent.metrics()?;
+    agent.stop()?;
+    let mut peer = vec![Vec::new(); LOADS.len()];
+    if let Some(program) = bpftrace {
+        let bpftrace = Bpftrace::start(program)?;
+        peer = per_operation(|| Ok(process::bpf_run_ns(bpftrace.pid())?.0))?;
+        bpftrace.stop()?;
+    }
+    let mut rows = Vec::new();
+    for ((load, ours), peer) in LOADS.iter().zip(&ours).zip(&peer) {
+        let row = Row::of(format!("{}_programs_ns", load.row), "ns", Better::Lower, ours);
+        rows.extend(row.map(|row| row.peer("bpftrace", peer).beat("bpftrace")));
+    }
+    let runs =
+        http::samples(&metrics).filter(|sample| sample.name == "galen_bpf_runs_total" && sample.value > 0.0);
+    for sample in runs {
+        let Some(program) = sample.label("program") else { continue };
+        let seconds = sum(&metrics, "galen_bpf_run_seconds_total", "program", program);
+        let nanoseconds = [seconds * 1e9 / sample.value];
+        rows.extend(Row::of(format!("program_{program}_run_ns"), "ns", Better::Lower, &nanoseconds));
+    }
+    if totals(&metrics).1 == 0.0 {
+        eprintln!("bench: galen_bpf_runs_total shows no run, so rows of programs lack");
+    }
+    Ok(rows)
+}
+
+/// Samples for each load of how far `total_ns` moves for one operation of it.
+fn per_operation(total_ns: impl Fn() -> Result<f64>) -> Result<Vec<Vec<f64>>> {
+    let mut all = Vec::new();
+    for load in &LOADS {
+        let mut samples = Vec::new();
+        for _ in 0..3 {
+            let before = total_ns()?;
+            let done = workload::run(&load.arguments)?;
+            samples.push((total_ns()? - before) / done.ops);
+        }
+        all.push(samples);
+    }
+    Ok(all)
+}
+
+fn totals(metrics: &str) -> (f64, f64) {
+    let total = |family: &str| {
+        http::samples(metrics).filter(|one| one.name == family).map(|one| one.value).sum::<f64>()
+    };
+    (total("galen_bpf_run_seconds_total") * 1e9, total("galen_bpf_runs_total"))
+}
+
+/// The highest rate at which nothing is lost: upwards by half until loss, then between the last two.
+fn ring_row(effort: &Effort) -> Result<Option<Row>> {
+    let agent = Agent::start(Options { config: EMIT_ALL, ..Options::default() })?;
+    let (mut good, mut bad, mut best) = (0, None, Vec::new());
+    let mut rate = 10_000;
+    // Three halvings of the last gap bring the figure within a twentieth.
+    let mut halvings = 3;
+    while halvings > 0 {
+        let step = pace(&agent, rate, effort.ring_s)?;
+        eprintln!(
+            "bench: {rate} a second on each CPU asked, {:.0} made, {:.0} lost",
+            step.per_cpu, step.lost
+        );
+        if step.lost == 0.0 {
+            good = rate;
+            best = vec![step.per_cpu];
+            if step.per_cpu < 0.8 * rate as f64 {
+                // The writers cannot go faster: the rings hold what this machine can write.
+                break;
+            }
+        } else {
+            bad = Some(rate);
+        }
+        rate = match bad {
+            None => good * 3 / 2,
+            Some(bad) => {
+                halvings -= 1;
+                good.midpoint(bad)
+            }
+        };
+        if rate == 0 {
+            break;
+        }
+    }
+    agent.stop()?;
+    Ok(Row::of("ring_lossless_events_per_s_per_cpu", "events/s", Better::Higher, &best))
+}
+
+struct Step {
+    per_cpu: f64,
+    lost: f64,
+}
+
+fn pace(agent: &Agent, rate: u64, seconds: u64) -> Result<Step> {
+    let before = agent.metrics()?;
+    workload::run(&["writers", &rate.to_string(), &seconds.to_string()])?;
+    // What is still in the rings is read within the drain interval.
+    thread::sleep(Duration::from_millis(500));
+    let after = agent.metrics()?;
+    let moved = |family: &str| sum(&after, family, "probe", PROBE) - sum(&before, family, "probe", PROBE);
+    let cpus = thread::available_parallelism().context("the number of CPUs is unknown")?.get() as f64;
+    let per_cpu = moved("galen_events_delivered_total") / seconds as f64 / cpus;
+    Ok(Step { per_cpu, lost: moved("galen_events_dropped_total") })
+}
+
+fn first_start_row(effort: &Effort) -> Result<Option<Row>> {
+    let mut times = Vec::new();
+    for _ in 0..effort.starts {
+        let agent = Agent::start(Options { first: true, ..Options::default() })?;
+        times.push(agent.start.as_secs_f64() * 1000.0);
+        agent.stop()?;
+    }
+    Ok(Row::of("start_first_ready_ms", "ms", Better::Lower, &times).map(|row| row.goal(100.0)))
+}
+
+/// What a program holds and takes.
+#[derive(Default)]
+struct Resources {
+    idle_percent: Vec<f64>,
+    idle_mb: Vec<f64>,
+    load_mb: Vec<f64>,
+}
+
+fn resource_rows(effort: &Effort, bpftrace: Option<&Path>) -> Result<Vec<Row>> {
+    let agent = Agent::start(Options::default())?;
+    let ours = resources(agent.pid(), effort)?;
+    agent.stop()?;
+    let mut peer = Resources::default();
+    if let Some(program) = bpftrace {
+        let bpftrace = Bpftrace::start(program)?;
+        peer = resources(bpftrace.pid(), effort)?;
+        bpftrace.stop()?;
+    }
+    let row = |name, unit, goal, ours: &[f64], peer: &[f64]| {
+        Row::of(name, unit, Better::Lower, ours).map(|row| row.goal(goal).peer("bpftrace", peer))
+    };
+    let rows = [
+        row("resident_idle_mb", "MB", 20.0, &ours.idle_mb, &peer.idle_mb),
+        row("resident_load_mb", "MB", 20.0, &ours.load_mb, &peer.load_mb),
+        row("idle_cpu_percent", "%", 0.5, &ours.idle_percent, &peer.idle_percent),
+    ];
+    Ok(rows.into_iter().flatten().collect())
+}
+
+fn resources(pid: u32, effort: &Effort) -> Result<Resources> {
+    // What a start leaves to do is not idleness.
+    thread::sleep(Duration::from_secs(2));
+    let mut found = Resources::default();
+    for _ in 0..3 {
+        found.idle_percent.push(process::cpu_percent(pid, effort.idle / 3)?);
+        found.idle_mb.push(process::resident_mb(pid)?);
+    }
+    for _ in 0..3 {
+        let mut load = workload::spawn(&["writers", "20000", "2"])?;
+        let mut most: f64 = 0.0;
+        while load.try_wait().context("cannot wait for the load")?.is_none() {
+            most = most.max(process::resident_mb(pid)?);
+            thread::sleep(Duration::from_millis(50));
+        }
+        found.load_mb.push(most);
+    }
+    Ok(found)
+}
+
+fn size_row(binary: &PathBuf) -> Result<Option<Row>> {
+    let bytes = fs::metadata(binary).with_context(|| format!("cannot look at {}", binary.display()))?.len();
+    Ok(Row::of("binary_size_mb", "MB", Better::Lower, &[bytes as f64 / 1e6]).map(|row| row.goal(14.2)))
+}
