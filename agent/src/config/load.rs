@@ -375,8 +375,12 @@ mod tests {
         };
         assert_eq!(mode("healing: { mode: auto }", Some(true)), Mode::DryRun);
         assert_eq!(mode("", Some(false)), Mode::Auto);
-        assert_eq!(mode("healing: { mode: approve }", Some(false)), Mode::Approve);
-        assert_eq!(mode("healing: { mode: approve }", None), Mode::Approve);
+        assert_eq!(
+            errors("healing: { mode: approve }"),
+            [
+                "galen.yaml:1:18: `healing.mode: approve` is not available in this version, expected `dry_run` or `auto`"
+            ]
+        );
     }
 
     #[test]

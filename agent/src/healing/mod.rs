@@ -19,6 +19,7 @@ pub mod template;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
@@ -31,23 +32,22 @@ use self::policy::{ActionType, PolicySet};
 use crate::config;
 use crate::event::{Event, FaultSignal, Phase};
 
-/// Signals that wait for a decision.
-const SIGNALS_MAX: usize = 256;
 const COMMANDS_MAX: usize = 16;
+/// The healer has ended this long after the shutdown token, or is ended.
+pub const END_MAX: Duration = Duration::from_secs(3);
 
 /// The healing task.
 #[derive(Debug)]
 pub struct Healer;
 
 enum Command {
-    Reload(PolicySet, config::Healing),
+    Reload(Option<PolicySet>, config::Healing),
     Approve(ActionRef, oneshot::Sender<Result<(), ApproveError>>),
 }
 
 /// What the task counts.
 #[derive(Debug, Default)]
 struct Shared {
-    dropped_signals: AtomicU64,
     dropped_events: AtomicU64,
     audit_failures: Arc<AtomicU64>,
     board: Mutex<Board>,
@@ -72,8 +72,6 @@ impl Shared {
 pub struct Stats {
     /// `galen_healing_actions_total` by policy, type and phase.
     pub actions: Vec<ActionCount>,
-    /// Signals that found the queue full.
-    pub dropped_signals: u64,
     /// Healing events that found the consumer's queue full; the audit trail has them.
     pub dropped_events: u64,
     /// Lines that are missing from the audit trail.
@@ -98,10 +96,9 @@ pub struct ActionCount {
     pub count: u64,
 }
 
-/// Gives signals and orders to the healer. Cheap to clone.
+/// Gives orders to the healer. Cheap to clone.
 #[derive(Clone)]
 pub struct HealerClient {
-    signals: mpsc::Sender<FaultSignal>,
     commands: mpsc::Sender<Command>,
     shared: Arc<Shared>,
 }
@@ -113,18 +110,9 @@ impl std::fmt::Debug for HealerClient {
 }
 
 impl HealerClient {
-    /// Hands a signal over without waiting. Returns whether it was taken; one that was not is counted.
-    pub fn signal(&self, signal: FaultSignal) -> bool {
-        let taken = self.signals.try_send(signal).is_ok();
-        if !taken {
-            self.shared.dropped_signals.fetch_add(1, Ordering::Relaxed);
-        }
-        taken
-    }
-
-    /// Replaces policies, mode and allow-list. Runs that are under way go on as they began. Returns whether
-    /// the healer took it; it does not when it has ended.
-    pub async fn reload(&self, policies: PolicySet, healing: config::Healing) -> bool {
+    /// Replaces mode, allow-list and limits, and the policies unless they are `None`. Runs that are under way
+    /// go on as they began. Returns whether the healer took it; it does not when it has ended.
+    pub async fn reload(&self, policies: Option<PolicySet>, healing: config::Healing) -> bool {
         self.commands.send(Command::Reload(policies, healing)).await.is_ok()
     }
 
@@ -155,7 +143,6 @@ impl HealerClient {
             };
         Stats {
             actions: board.actions.iter().map(count).collect(),
-            dropped_signals: self.shared.dropped_signals.load(Ordering::Relaxed),
             dropped_events: self.shared.dropped_events.load(Ordering::Relaxed),
             audit_failures: self.shared.audit_failures.load(Ordering::Relaxed),
             evicted_subjects: board.evicted,
@@ -164,45 +151,74 @@ impl HealerClient {
     }
 }
 
+/// What the healer is connected to.
+#[derive(Debug)]
+pub struct Ends {
+    /// What is wrong.
+    pub signals: mpsc::Receiver<FaultSignal>,
+    /// Where each phase of each action is said.
+    pub events: mpsc::Sender<Event>,
+    /// Where it is written down.
+    pub audit: Audit,
+}
+
 /// The running healer.
 #[derive(Debug)]
 pub struct HealerHandle {
     client: HealerClient,
     task: JoinHandle<()>,
+    shutdown: CancellationToken,
+}
+
+fn said(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!("healing has ended and nothing is healed any more: {error}; restart the agent");
+    }
 }
 
 impl HealerHandle {
-    /// To give signals and orders with.
+    /// To give orders with.
     #[must_use]
     pub fn client(&self) -> HealerClient {
         self.client.clone()
     }
 
-    /// Waits for the healer's end, which comes within 3 s of the shutdown token: acts that have not ended by
-    /// then are ended, and said to have failed.
-    pub async fn join(self) {
+    /// Waits for the shutdown token and the healer's end, which comes within [`END_MAX`] of it: acts that have
+    /// not ended by then are ended, and said to have failed.
+    pub async fn join(mut self) {
         drop(self.client);
-        let _ = self.task.await;
+        tokio::select! {
+            ended = &mut self.task => return said(ended),
+            () = self.shutdown.cancelled() => {}
+        }
+        match tokio::time::timeout(END_MAX, &mut self.task).await {
+            Ok(ended) => said(ended),
+            Err(_) => {
+                // Dropping the task kills what it runs.
+                self.task.abort();
+                tracing::warn!("healing did not end in time, and was ended");
+            }
+        }
     }
 }
 
 impl Healer {
-    /// Starts the healer. `events` gets an event for each phase of each action; it is never waited for.
+    /// Starts the healer on `signals`. `events` gets an event for each phase of each action; it is never
+    /// waited for.
     #[must_use]
     pub fn spawn(
         policies: PolicySet,
         healing: &config::Healing,
-        audit: Audit,
-        events: mpsc::Sender<Event>,
+        ends: Ends,
         node: Arc<str>,
         shutdown: CancellationToken,
     ) -> HealerHandle {
-        let (signals, signals_rx) = mpsc::channel(SIGNALS_MAX);
+        let Ends { signals, events, audit } = ends;
         let (commands, commands_rx) = mpsc::channel(COMMANDS_MAX);
         let shared = Arc::new(Shared { audit_failures: audit.failures(), ..Shared::default() });
         let runner = runner::Runner::new(policies, healing, audit, events, node, Arc::clone(&shared));
-        let task = tokio::spawn(runner.run(signals_rx, commands_rx, shutdown));
-        HealerHandle { client: HealerClient { signals, commands, shared }, task }
+        let task = tokio::spawn(runner.run(signals, commands_rx, shutdown.clone()));
+        HealerHandle { client: HealerClient { commands, shared }, task, shutdown }
     }
 }
 

@@ -19,7 +19,7 @@ use crate::config::{self, Mode};
 use crate::event::{Body, Event, FaultSignal, Healing, Identity, Kind, Task, WallTime};
 
 /// Acts that are under way at shutdown have this long to end by themselves.
-const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
+const SHUTDOWN_GRACE: Duration = Duration::from_millis(1500);
 /// Without anything due, the task still looks at its state this often.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -127,7 +127,8 @@ impl Runner {
     fn command(&mut self, command: Command) -> Vec<Decision> {
         match command {
             Command::Reload(policies, healing) => {
-                self.policies = policies;
+                let policies = policies.unwrap_or_else(|| std::mem::take(&mut self.policies));
+                self.policies = PolicySet { limits: healing.limits, ..policies };
                 self.mode = healing.mode;
                 self.actor = Arc::new(Actor::new(AllowList::new(&healing.exec_allow)));
                 decide::on_tick(&mut self.state, self.clock.now(), &self.policies)
@@ -214,7 +215,10 @@ impl Runner {
             }),
         };
         if self.events.try_send(event).is_err() {
-            self.shared.dropped_events.fetch_add(1, Ordering::Relaxed);
+            let before = self.shared.dropped_events.fetch_add(1, Ordering::Relaxed);
+            if before.is_power_of_two() || before == 0 {
+                tracing::warn!("{} healing events were not said; the audit trail has them", before + 1);
+            }
         }
     }
 

@@ -11,6 +11,7 @@ use crate::event::{Body, Fault, Healing, Identity, Signal, Task, WallTime};
 const LONG: Duration = Duration::from_secs(20);
 
 struct Rig {
+    signals: mpsc::Sender<FaultSignal>,
     handle: HealerHandle,
     events: mpsc::Receiver<Event>,
     shutdown: CancellationToken,
@@ -29,8 +30,10 @@ fn rig_in(state: tempfile::TempDir, policy: &str, mode: Mode, exec_allow: &[std:
     let shutdown = CancellationToken::new();
     let audit = Audit::start(state.path()).unwrap();
     let set = PolicySet::new(vec![policy], Limits::default());
-    let handle = Healer::spawn(set, &healing, audit, sender, "n".into(), shutdown.clone());
-    Rig { handle, events, shutdown, state }
+    let (signals, taken) = mpsc::channel(8);
+    let ends = Ends { signals: taken, events: sender, audit };
+    let handle = Healer::spawn(set, &healing, ends, "n".into(), shutdown.clone());
+    Rig { signals, handle, events, shutdown, state }
 }
 
 impl Rig {
@@ -93,10 +96,30 @@ fn program(path: &std::path::Path) -> String {
 
 fn script(dir: &std::path::Path, text: &str) -> std::path::PathBuf {
     use std::os::unix::fs::PermissionsExt;
-    let path = dir.join("program");
-    std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
-    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+    let (draft, path) = (dir.join("draft"), dir.join("program"));
+    std::fs::write(&draft, format!("#!/bin/sh\n{text}\n")).unwrap();
+    std::fs::set_permissions(&draft, PermissionsExt::from_mode(0o755)).unwrap();
+    // A copy made by another process: what this one wrote itself may still be open in a child that another
+    // test forks at this moment, and could not be run ("text file busy").
+    assert!(std::process::Command::new("cp").arg("-p").args([&draft, &path]).status().unwrap().success());
     path
+}
+
+/// Reads one request and gives its body, which has to be JSON.
+async fn read_request(stream: &mut tokio::net::TcpStream) -> Value {
+    let mut seen = Vec::new();
+    loop {
+        let mut buffer = [0; 2048];
+        let read = tokio::time::timeout(LONG, stream.read(&mut buffer)).await.expect("a request").unwrap();
+        assert_ne!(read, 0, "the request was cut short: {}", String::from_utf8_lossy(&seen));
+        seen.extend_from_slice(&buffer[..read]);
+        let text = String::from_utf8_lossy(&seen);
+        if let Some((_, body)) = text.split_once("\r\n\r\n")
+            && let Ok(body) = serde_json::from_str(body)
+        {
+            return body;
+        }
+    }
 }
 
 #[tokio::test]
@@ -104,17 +127,12 @@ async fn an_oom_kill_becomes_one_webhook_and_an_audit_trail() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut rig = rig(&webhook(listener.local_addr().unwrap(), ""), Mode::Auto, &[]);
     let client = rig.handle.client();
-    assert!(client.signal(signal("t1")) && client.signal(signal("t2")));
+    rig.signals.try_send(signal("t1")).unwrap();
+    rig.signals.try_send(signal("t2")).unwrap();
 
     let (mut stream, _) = tokio::time::timeout(LONG, listener.accept()).await.unwrap().unwrap();
-    let mut seen = String::new();
-    while !seen.ends_with("}}") {
-        let mut buffer = [0; 2048];
-        let read = stream.read(&mut buffer).await.unwrap();
-        seen.push_str(std::str::from_utf8(&buffer[..read]).unwrap());
-    }
+    let body = read_request(&mut stream).await;
     stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
-    let body: Value = serde_json::from_str(seen.split("\r\n\r\n").nth(1).unwrap()).unwrap();
     assert_eq!(body["text"], "redis died on n");
     assert_eq!((&body["trace_id"], &body["signal"]), (&json!("t1"), &json!("oom_kill")));
 
@@ -136,14 +154,14 @@ async fn an_oom_kill_becomes_one_webhook_and_an_audit_trail() {
     assert_eq!((count("succeeded"), count("skipped"), stats.audit_failures), (1, 1, 0));
     let text = std::fs::read_to_string(rig.state.path().join("audit.jsonl")).unwrap();
     assert_eq!(text.lines().count(), 4, "{text}");
-    assert!(!client.signal(signal("t3")), "after its end it takes nothing");
+    assert!(rig.signals.try_send(signal("t3")).is_err(), "after its end it takes nothing");
 }
 
 #[tokio::test]
 async fn a_dry_run_sends_nothing() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut rig = rig(&webhook(listener.local_addr().unwrap(), ""), Mode::DryRun, &[]);
-    rig.handle.client().signal(signal("t"));
+    rig.signals.try_send(signal("t")).unwrap();
     assert_eq!(rig.next().await.1.phase, Phase::Planned);
     let (_, healing) = rig.next().await;
     assert_eq!((healing.phase, healing.dry_run), (Phase::Succeeded, true));
@@ -165,7 +183,7 @@ async fn a_webhook_that_hangs_fails_at_its_deadline_and_names_the_host() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let mut rig = rig(&webhook(address, ", timeout: 200ms"), Mode::Auto, &[]);
-    rig.handle.client().signal(signal("t"));
+    rig.signals.try_send(signal("t")).unwrap();
     let (_, mut healing) = rig.next().await;
     while healing.phase != Phase::Failed {
         healing = rig.next().await.1;
@@ -179,7 +197,7 @@ async fn a_program_runs_once_its_line_is_written() {
     let note = dir.path().join("note");
     let path = script(dir.path(), &format!("echo \"$1\" > {}", note.display()));
     let mut rig = rig(&program(&path), Mode::Auto, std::slice::from_ref(&path));
-    rig.handle.client().signal(signal("t"));
+    rig.signals.try_send(signal("t")).unwrap();
     rig.until(Phase::Succeeded).await;
     assert_eq!(std::fs::read_to_string(note).unwrap(), "redis\n");
     let lines = rig.audit();
@@ -200,7 +218,7 @@ async fn without_an_audit_trail_programs_are_refused_and_notifications_go() {
     );
     let mut rig = rig_in(state, &policy, Mode::Auto, std::slice::from_ref(&path));
     let client = rig.handle.client();
-    client.signal(signal("t"));
+    rig.signals.try_send(signal("t")).unwrap();
     let mut phases = BTreeMap::new();
     while phases.len() < 2 {
         let (_, healing) = rig.next().await;
@@ -218,7 +236,7 @@ async fn an_action_waits_for_its_approval() {
     let policy = "name: say\ntriggers: [{ type: fault, signal: oom_kill }]\nactions: [{ id: a, type: log, params: { text: hi } }]\n";
     let mut rig = rig(policy, Mode::Approve, &[]);
     let client = rig.handle.client();
-    client.signal(signal("t"));
+    rig.signals.try_send(signal("t")).unwrap();
     rig.until(Phase::Planned).await;
     assert!(client.approve("t/say/b").await.is_err());
     assert!(client.approve("nonsense").await.is_err());
@@ -232,14 +250,14 @@ async fn a_reload_changes_what_is_done() {
     let policy = "name: say\ntriggers: [{ type: fault, signal: oom_kill }]\nactions: [{ id: a, type: log, params: { text: hi } }]\n";
     let mut rig = rig(policy, Mode::DryRun, &[]);
     let client = rig.handle.client();
-    client.signal(signal("t1"));
+    rig.signals.try_send(signal("t1")).unwrap();
     assert!(rig.until(Phase::Succeeded).await.dry_run);
     let policy = policy::parse("p", &policy.replace("say", "other"), None).unwrap();
     let healing = config::Healing { mode: Mode::Auto, ..config::Healing::default() };
-    assert!(client.reload(PolicySet::new(vec![policy], Limits::default()), healing).await);
+    assert!(client.reload(Some(PolicySet::new(vec![policy], Limits::default())), healing).await);
     // Orders and signals have queues of their own; an answer to an order says that the one before was done.
     assert!(client.approve("x/y/z").await.is_err());
-    client.signal(signal("t2"));
+    rig.signals.try_send(signal("t2")).unwrap();
     let healing = rig.until(Phase::Succeeded).await;
     assert_eq!((&*healing.policy, healing.dry_run), ("other", false));
 }
@@ -249,10 +267,22 @@ async fn a_shutdown_ends_what_hangs_within_three_seconds() {
     let dir = tempfile::tempdir().unwrap();
     let path = script(dir.path(), "exec sleep 300");
     let mut rig = rig(&program(&path), Mode::Auto, std::slice::from_ref(&path));
-    rig.handle.client().signal(signal("t"));
+    rig.signals.try_send(signal("t")).unwrap();
     rig.until(Phase::Started).await;
     rig.shutdown.cancel();
     tokio::time::timeout(Duration::from_secs(3), rig.handle.join()).await.expect("within 3 s");
     let text = std::fs::read_to_string(rig.state.path().join("audit.jsonl")).unwrap();
     assert!(text.lines().last().unwrap().contains("the agent ended before it did"), "{text}");
+}
+
+#[tokio::test]
+async fn a_reload_without_policies_keeps_them_and_takes_the_mode() {
+    let policy = "name: say\ntriggers: [{ type: fault, signal: oom_kill }]\ncooldown: 0s\nactions: [{ id: a, type: log, params: { text: hi } }]\n";
+    let mut rig = rig(policy, Mode::Auto, &[]);
+    let client = rig.handle.client();
+    assert!(client.reload(None, config::Healing::default()).await);
+    assert!(client.approve("x/y/z").await.is_err());
+    rig.signals.try_send(signal("t")).unwrap();
+    let healing = rig.until(Phase::Succeeded).await;
+    assert_eq!((&*healing.policy, healing.dry_run), ("say", true));
 }
