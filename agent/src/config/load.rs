@@ -68,7 +68,20 @@ pub fn load(
         return load_str("defaults", "", env, overrides);
     };
     let text = yaml::read_file(path).map_err(|error| vec![error])?;
-    let mut loaded = load_str(&path.display().to_string(), &text, env, overrides)?;
+    load_text(path, &text, env, overrides)
+}
+
+/// [`load`] of a file that was read already.
+///
+/// # Errors
+/// See [`load`].
+pub fn load_text(
+    path: &Path,
+    text: &str,
+    env: impl Iterator<Item = (String, String)>,
+    overrides: &Overrides,
+) -> Result<Loaded, Vec<Diagnostic>> {
+    let mut loaded = load_str(&path.display().to_string(), text, env, overrides)?;
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     if let Some(folder) = folder {
         for pattern in &mut loaded.config.healing.policies {

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use diagnostic::Diagnostic;
-pub use load::{Loaded, Overrides, load, load_str, print_effective};
+pub use load::{Loaded, Overrides, load, load_str, load_text, print_effective};
 pub use units::{Bytes, Span};
 
 /// The whole configuration.
