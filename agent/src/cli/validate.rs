@@ -61,7 +61,9 @@ impl Checked {
 pub fn run(args: &ValidateArgs) -> anyhow::Result<ExitCode> {
     let checked: Vec<Checked> = args.files.iter().map(|path| check(path)).collect();
     match args.output {
-        Format::Json => println!("{}", serde_json::to_string_pretty(&serde_json::json!({ "files": checked }))?),
+        Format::Json => {
+            println!("{}", serde_json::to_string_pretty(&serde_json::json!({ "files": checked }))?)
+        }
         Format::Text => print_text(&checked),
     }
     Ok(ExitCode::from(status(&checked)))
@@ -159,6 +161,28 @@ mod tests {
     }
 
     #[test]
+    fn the_examples_of_this_repository_are_valid() {
+        let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
+        for name in ["galen.yaml", "policies/oom-notify.yaml"] {
+            let checked = check(&deploy.join(name));
+            assert!(checked.valid && checked.findings.is_empty(), "{:?}", checked.findings);
+        }
+    }
+
+    #[test]
+    fn what_the_example_shows_as_defaults_are_the_defaults() {
+        let shown = |line: &str| match line.trim_start().strip_prefix('#') {
+            Some(rest) if !rest.starts_with(' ') => line.replacen('#', "", 1),
+            _ => line.to_owned(),
+        };
+        let text: Vec<String> = include_str!("../../../deploy/galen.yaml").lines().map(shown).collect();
+        let loaded = config::load_str("x", &text.join("\n"), std::iter::empty(), &Overrides::default());
+        let mut config = loaded.unwrap().config;
+        config.healing.policies.clear();
+        assert_eq!(config::print_effective(&config), config::print_effective(&config::Config::default()));
+    }
+
+    #[test]
     fn an_absent_file_is_no_invalid_file() {
         let dir = tempfile::tempdir().unwrap();
         let good = check(&at(&dir, "c.yaml", ""));
@@ -172,6 +196,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let json = serde_json::to_value(check(&at(&dir, "c.yaml", "lisen: x\n"))).unwrap();
         assert_eq!((&json["valid"], &json["kind"]), (&false.into(), &"config".into()));
-        assert_eq!((&json["findings"][0]["line"], &json["findings"][0]["severity"]), (&1.into(), &"error".into()));
+        assert_eq!(
+            (&json["findings"][0]["line"], &json["findings"][0]["severity"]),
+            (&1.into(), &"error".into())
+        );
     }
 }

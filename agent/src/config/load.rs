@@ -415,4 +415,32 @@ mod tests {
         let text = errors[0].to_string();
         assert!(text.starts_with("/nowhere/galen.yaml: cannot be read: No such file"), "{text}");
     }
+
+    /// The leaves of a tree by their paths, as they are written in YAML.
+    fn leaves(tree: &Json, path: &str, found: &mut BTreeMap<String, String>) {
+        let text = match tree {
+            Json::Object(entries) => {
+                for (name, child) in entries {
+                    let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                    leaves(child, &path, found);
+                }
+                return;
+            }
+            Json::Null => "none".to_owned(),
+            Json::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        found.insert(path.to_owned(), text);
+    }
+
+    #[test]
+    fn every_key_is_documented_with_its_default_and_no_other() {
+        let mut expected = BTreeMap::new();
+        leaves(&schema(), "", &mut expected);
+        let table = include_str!("../../../docs/configuration.md").split("## Keys").nth(1).unwrap();
+        let rows = table.lines().filter(|line| line.starts_with("| `"));
+        let cell = |row: &str, at: usize| row.split('|').nth(at).unwrap().trim().replace('`', "");
+        let documented: BTreeMap<String, String> = rows.map(|row| (cell(row, 1), cell(row, 2))).collect();
+        assert_eq!(documented, expected);
+    }
 }

@@ -107,7 +107,15 @@ impl Core {
         let mut counters = Counters::take(&mut ebpf)?;
         counters.prepare(u64::from(shards))?;
         let report = Arc::new(ladder::attach_all(&mut ebpf, kernel, &offers, &mut counters));
-        Ok(Self { rings, oom_ring, counters, shards: u64::from(shards), report, diagnostics, programs: Programs { _ebpf: ebpf } })
+        Ok(Self {
+            rings,
+            oom_ring,
+            counters,
+            shards: u64::from(shards),
+            report,
+            diagnostics,
+            programs: Programs { _ebpf: ebpf },
+        })
     }
 }
 

@@ -287,7 +287,7 @@ fn start_policies(config: &Config) -> PolicySet {
     }
     if !policies.policies.is_empty() {
         let mode = config.healing.mode;
-        tracing::info!("healing: {} policies, mode {}", policies.policies.len(), mode.name());
+        tracing::info!("healing mode {}, policies in force: {}", mode.name(), policies.policies.len());
     }
     policies
 }
