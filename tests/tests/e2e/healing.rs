@@ -119,12 +119,11 @@ fn a_dry_run_decides_and_does_nothing() -> Result<()> {
 fn a_condition_that_is_false_is_said_and_nothing_is_done() -> Result<()> {
     let folder = TempDir::with_prefix("galen-test-")?;
     let receiver = Receiver::start(Manner::Answers)?;
-    let mut agent =
-        start(&folder, &receiver, "auto", "conditions: [\"context.comm != 'galen-workload'\"]\n")?;
-    let cgroup = small_cgroup()?;
+    let (named, cgroup) = (small_cgroup()?, small_cgroup()?);
+    let mut agent = start(&folder, &receiver, &[&named], "auto", "")?;
     oom(&cgroup)?;
-    let skipped = phase(&agent, "skipped", None)?;
-    ensure!(skipped["reason"].as_str().is_some_and(|why| why.contains("context.comm")), "{skipped}");
+    let skipped = phase(&agent, &cgroup, "skipped")?;
+    ensure!(skipped["reason"].as_str().is_some_and(|why| why.contains("context.cgroup in")), "{skipped}");
     agent.stop()?;
     ensure!(receiver.rest()?.is_empty());
     Ok(())
