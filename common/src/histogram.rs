@@ -37,33 +37,32 @@ pub const fn bucket_range(index: usize) -> (u64, u64) {
     (lower, lower + (1 << shift) - 1)
 }
 
-// The BPF instruction set has no count-leading-zeros before cpu v4's successors; a binary search of
-// shifts compiles to straight code there, and the host's compiler turns it into an instruction or two.
+// The BPF instruction set has no count-leading-zeros, and every branch of a search for the highest bit
+// doubles the paths that the verifier has to walk. So: fill all bits below the highest, and look the
+// product with a de Bruijn sequence up. No branch at all.
+const DE_BRUIJN: u64 = 0x03f7_9d71_b4cb_0a89;
+
+static LOG2_OF_PRODUCT: [u8; 64] = {
+    let mut table = [0; 64];
+    let mut power = 0;
+    while power < 64 {
+        let filled = u64::MAX >> (63 - power);
+        table[(filled.wrapping_mul(DE_BRUIJN) >> 58) as usize] = power as u8;
+        power += 1;
+    }
+    table
+};
+
 #[inline(always)]
 fn floor_log2(value: u64) -> u32 {
-    let mut rest = value;
-    let mut power = 0;
-    if rest >> 32 != 0 {
-        rest >>= 32;
-        power += 32;
-    }
-    if rest >> 16 != 0 {
-        rest >>= 16;
-        power += 16;
-    }
-    if rest >> 8 != 0 {
-        rest >>= 8;
-        power += 8;
-    }
-    if rest >> 4 != 0 {
-        rest >>= 4;
-        power += 4;
-    }
-    if rest >> 2 != 0 {
-        rest >>= 2;
-        power += 2;
-    }
-    power + (rest >> 1) as u32
+    let mut filled = value;
+    filled |= filled >> 1;
+    filled |= filled >> 2;
+    filled |= filled >> 4;
+    filled |= filled >> 8;
+    filled |= filled >> 16;
+    filled |= filled >> 32;
+    u32::from(LOG2_OF_PRODUCT[(filled.wrapping_mul(DE_BRUIJN) >> 58) as usize])
 }
 
 #[cfg(test)]
@@ -81,6 +80,10 @@ mod tests {
             value += 1 + value / 37;
         }
         assert_eq!(bucket_of(u64::MAX), BUCKETS - 1);
+        for power in 0..64 {
+            assert_eq!(floor_log2(1 << power), power);
+            assert_eq!(floor_log2(u64::MAX >> (63 - power)), power);
+        }
         assert_eq!(bucket_of((1 << MAX_VALUE_POWER) - 1), BUCKETS - 1);
     }
 

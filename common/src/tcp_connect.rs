@@ -44,23 +44,26 @@ impl Outcome {
         Self::Other,
     ];
 
+    /// [`Outcome::from_exit`] as the outcome's index, without a branch for each errno: the kernel's verifier
+    /// walks every path.
+    #[inline(always)]
+    #[must_use]
+    pub fn index_from_exit(new_state: i32, errno: u32) -> u32 {
+        if new_state == TCP_ESTABLISHED {
+            return Self::Established as u32;
+        }
+        match OUTCOME_OF_ERRNO.get(errno as usize) {
+            Some(index) => u32::from(*index),
+            None => Self::Other as u32,
+        }
+    }
+
     /// The outcome of a connect that left SYN_SENT for `new_state` while the socket's error was `errno`
     /// (positive; 0 for none).
     #[inline(always)]
     #[must_use]
     pub fn from_exit(new_state: i32, errno: u32) -> Self {
-        if new_state == TCP_ESTABLISHED {
-            return Self::Established;
-        }
-        // Numbers of include/uapi/asm-generic/errno.h, the same on all architectures that run Rust eBPF.
-        match errno {
-            0 => Self::Aborted,
-            111 => Self::Refused,
-            110 => Self::TimedOut,
-            113 | 101 | 112 | 100 | 13 | 92 => Self::Unreachable,
-            104 | 32 => Self::Reset,
-            _ => Self::Other,
-        }
+        Self::try_from(Self::index_from_exit(new_state, errno)).unwrap_or(Self::Other)
     }
 
     /// The name that users see.
@@ -77,6 +80,24 @@ impl Outcome {
         }
     }
 }
+
+/// Index of the outcome by errno; numbers of include/uapi/asm-generic/errno.h, the same on all
+/// architectures that run Rust eBPF.
+static OUTCOME_OF_ERRNO: [u8; 128] = {
+    let mut table = [Outcome::Other as u8; 128];
+    table[0] = Outcome::Aborted as u8;
+    table[111] = Outcome::Refused as u8;
+    table[110] = Outcome::TimedOut as u8;
+    let unreachable = [113, 101, 112, 100, 13, 92];
+    let mut index = 0;
+    while index < unreachable.len() {
+        table[unreachable[index]] = Outcome::Unreachable as u8;
+        index += 1;
+    }
+    table[104] = Outcome::Reset as u8;
+    table[32] = Outcome::Reset as u8;
+    table
+};
 
 impl TryFrom<u32> for Outcome {
     type Error = u32;
@@ -157,3 +178,22 @@ pub struct ConnectStats {
 const _: () = assert!(size_of::<TcpConnectRecord>() == 56 + 8 + 32 + 8 + 16);
 const _: () = assert!(size_of::<ConnectStart>() == 48);
 const _: () = assert!(size_of::<ConnectStats>() == 80 + 8 * BUCKETS);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_errno_has_its_outcome() {
+        let outcome = |errno| Outcome::from_exit(7, errno);
+        assert_eq!(Outcome::from_exit(TCP_ESTABLISHED, 0), Outcome::Established);
+        assert_eq!(outcome(0), Outcome::Aborted);
+        assert_eq!(outcome(111), Outcome::Refused);
+        assert_eq!(outcome(110), Outcome::TimedOut);
+        assert_eq!(outcome(101), Outcome::Unreachable);
+        assert_eq!(outcome(104), Outcome::Reset);
+        assert_eq!(outcome(5), Outcome::Other);
+        assert_eq!(outcome(127), Outcome::Other);
+        assert_eq!(outcome(u32::MAX), Outcome::Other);
+    }
+}

@@ -220,7 +220,7 @@ fn end(ctx: &impl EbpfContext, sk: u64, new_state: i32, at_end: &Endpoints) {
         count(Subject::TcpConnect, Fate::StartUnknown);
         false
     };
-    let outcome = Outcome::from_exit(new_state, at_end.errno);
+    let outcome = Outcome::index_from_exit(new_state, at_end.errno);
     if let Some(stats) = stats::of_cgroup(ctx, &CONNECT_STATS, &ZERO, Subject::TcpConnect, cgroup_id) {
         // SAFETY: the outcome is below 8 and the bucket below BUCKETS.
         unsafe {
@@ -228,7 +228,7 @@ fn end(ctx: &impl EbpfContext, sk: u64, new_state: i32, at_end: &Endpoints) {
             if at_end.syn_retransmits != 0 {
                 add(&raw mut (*stats).syn_retransmits, u64::from(at_end.syn_retransmits));
             }
-            if known && outcome as u32 == Outcome::Established as u32 {
+            if known && outcome == Outcome::Established as u32 {
                 add(&raw mut (*stats).latency_sum_ns, latency_ns);
                 let bucket = bucket_of(latency_ns / 1000);
                 if bucket < BUCKETS {
@@ -239,7 +239,7 @@ fn end(ctx: &impl EbpfContext, sk: u64, new_state: i32, at_end: &Endpoints) {
     }
 
     let rule = get(&settings::CONNECT_EMIT);
-    let notable = outcome as u32 != Outcome::Established as u32
+    let notable = outcome != Outcome::Established as u32
         || (known && latency_ns >= get(&settings::CONNECT_SLOW_NS));
     if rule == emit_rule::NONE || (rule == emit_rule::NOTABLE && !notable) {
         count(Subject::TcpConnect, Fate::Filtered);
@@ -257,7 +257,7 @@ fn end(ctx: &impl EbpfContext, sk: u64, new_state: i32, at_end: &Endpoints) {
                 sport: at_end.sport,
                 dport: at_end.dport,
                 reserved: 0,
-                outcome: outcome as u32,
+                outcome,
                 errno: at_end.errno,
                 syn_retransmits: at_end.syn_retransmits,
                 reserved2: 0,

@@ -43,7 +43,10 @@ impl Cgroup {
 
     fn make(folder: PathBuf, root: &'static str) -> Result<Self> {
         fs::create_dir(&folder).with_context(|| {
-            format!("cannot make the cgroup {}; run the tests as root: cargo xtask test e2e", folder.display())
+            format!(
+                "cannot make the cgroup {}; run the tests as root: cargo xtask test e2e",
+                folder.display()
+            )
         })?;
         Ok(Self { folder, root })
     }

@@ -148,9 +148,11 @@ pub fn signal(child: &Child, signal: i32) -> Result<()> {
 /// It is missing (the message names the Debian package) or fails (with its own words).
 pub fn tool(package: &str, program: &str, arguments: &[&str]) -> Result<()> {
     let mut command = Command::new(program);
-    let ran = command.args(arguments).stdin(Stdio::null()).output().with_context(|| {
-        format!("`{program}` cannot be started; as root: apt-get install {package}")
-    })?;
+    let ran = command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("`{program}` cannot be started; as root: apt-get install {package}"))?;
     if !ran.status.success() {
         bail!("`{program} {}` failed: {}", arguments.join(" "), String::from_utf8_lossy(&ran.stderr).trim());
     }

@@ -80,10 +80,7 @@ impl Metrics {
             let of = |fate: &str| self.sum(&format!("galen_events_{fate}_total"), &[("probe", probe)]);
             let parts = ["delivered", "filtered", "sampled", "dropped"].map(of);
             if of("seen") != parts.iter().sum::<f64>() {
-                bail!(
-                    "{probe}: seen {} is not delivered, filtered, sampled, dropped {parts:?}",
-                    of("seen")
-                );
+                bail!("{probe}: seen {} is not delivered, filtered, sampled, dropped {parts:?}", of("seen"));
             }
         }
         Ok(())

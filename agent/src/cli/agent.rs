@@ -138,7 +138,10 @@ fn unpin(folder: &Path) -> anyhow::Result<ExitCode> {
         }
         Err(error) => {
             return Err(error).with_context(|| {
-                format!("{} cannot be read; run it as root, with the BPF filesystem mounted", folder.display())
+                format!(
+                    "{} cannot be read; run it as root, with the BPF filesystem mounted",
+                    folder.display()
+                )
             });
         }
     };

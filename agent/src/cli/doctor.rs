@@ -74,8 +74,8 @@ pub fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
         super::text::Format::Text => print_text(&report, std::io::stdout().is_terminal()),
     }
     let off = |probe: &ProbeReport| probe.refused.iter().any(|reason| reason.starts_with("switched off"));
-    let well = !report.probes.is_empty()
-        && report.probes.iter().all(|probe| probe.variant != "none" || off(probe));
+    let well =
+        !report.probes.is_empty() && report.probes.iter().all(|probe| probe.variant != "none" || off(probe));
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -103,7 +103,8 @@ fn examine(config: &Config) -> Report {
 }
 
 fn facts(config: &Config, hierarchies: &Hierarchies) -> Vec<Fact> {
-    let fact = |name, good: bool, detail: String| Fact { name, state: if good { "ok" } else { "missing" }, detail };
+    let fact =
+        |name, good: bool, detail: String| Fact { name, state: if good { "ok" } else { "missing" }, detail };
     let btf = config.host.sys.join("kernel/btf/vmlinux");
     let found = tracefs::find(config.host.tracefs.as_deref());
     let lockdown = host::lockdown(&config.host.sys).unwrap_or_else(|| "none".to_owned());
@@ -126,11 +127,7 @@ fn facts(config: &Config, hierarchies: &Hierarchies) -> Vec<Fact> {
                 format!("{} is not there: a kernel with CONFIG_DEBUG_INFO_BTF has it", btf.display())
             },
         ),
-        fact(
-            "tracefs",
-            found.is_ok(),
-            found.map_or_else(|reason| reason, |path| path.display().to_string()),
-        ),
+        fact("tracefs", found.is_ok(), found.map_or_else(|reason| reason, |path| path.display().to_string())),
         fact("lockdown", lockdown != "confidentiality", lockdown),
     ];
     let cgroups = hierarchies.describe().to_owned();
@@ -162,10 +159,7 @@ fn print_text(report: &Report, is_terminal: bool) {
             _ => "limited",
         };
         let style = style(state);
-        println!(
-            "  {style}{state:<8}{style:#} {:<20} {:<11} {}",
-            probe.probe, probe.variant, probe.hook
-        );
+        println!("  {style}{state:<8}{style:#} {:<20} {:<11} {}", probe.probe, probe.variant, probe.hook);
         for reason in &probe.refused {
             println!("           {:<20} {reason}", "");
         }

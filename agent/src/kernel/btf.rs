@@ -83,8 +83,7 @@ impl<'a> Btf<'a> {
                 return Err(BtfError::Truncated(id));
             }
             if matches!(kind, KIND_STRUCT | KIND_ENUM | KIND_TYPEDEF | KIND_ENUM64)
-                && let Some(name) = self.string(u32_at(self.types, at).unwrap_or(0))
-                && names.contains(&name)
+                && let Some(name) = self.one_of(names, u32_at(self.types, at).unwrap_or(0))
             {
                 self.named.entry(name).or_default().push(id);
             }
@@ -185,6 +184,15 @@ impl<'a> Btf<'a> {
         let at = *self.positions.get(usize::try_from(id).ok()?.checked_sub(1)?)? as usize;
         let info = u32_at(self.types, at + 4)?;
         Some((at, (info >> 24) & 0x1f, (info & 0xffff) as usize))
+    }
+
+    /// The name at `offset` if it is one of `names`. Most differ in the first byte, so this is much quicker
+    /// than finding the end of every name first.
+    fn one_of(&self, names: &[&str], offset: u32) -> Option<&'a str> {
+        let rest = self.strings.get(offset as usize..)?;
+        let is = |name: &&&str| rest.starts_with(name.as_bytes()) && rest.get(name.len()) == Some(&0);
+        names.iter().find(is)?;
+        self.string(offset)
     }
 
     fn string(&self, offset: u32) -> Option<&'a str> {

@@ -10,8 +10,10 @@ use crate::config::{self, Variant};
 
 /// What there is.
 pub struct Offers {
-    /// The kernel's types, for typed hooks; or why there are none.
+    /// The kernel's types, for typed hooks; or why there are none (yet).
     pub btf: Result<Btf, String>,
+    /// The bytes they are made from.
+    types: Vec<u8>,
     /// Offsets from BTF and tracefs.
     pub settings: Settings,
     /// Where tracefs is mounted; or why it cannot be used.
@@ -25,24 +27,43 @@ pub struct Offers {
 impl Offers {
     /// Looks at the host. What is missing is said in the fields, never an error.
     #[must_use]
-    pub fn look(host: &config::Host, variant: Variant) -> Self {
+    pub fn look(host: &config::Host) -> Self {
         let tracefs = tracefs::find(host.tracefs.as_deref());
         let mut settings = tracefs.as_deref().map(layout::from_tracefs).unwrap_or_default();
         let mut mark_victim_has_task = false;
-        let btf = read_btf(&host.sys).and_then(|(data, layout)| {
-            settings.extend(layout.settings);
-            mark_victim_has_task = layout.mark_victim_has_task;
-            // Only the typed hooks need aya's own view of it, which is large.
-            if matches!(variant, Variant::Auto | Variant::TpBtf) {
-                Btf::parse(&data, aya::Endianness::default()).map_err(|error| error.to_string())
-            } else {
-                Err("not wanted: `kernel.variant` forces another kind of hook".to_owned())
+        let mut types = Vec::new();
+        let btf = match read_btf(&host.sys) {
+            Ok((data, layout)) => {
+                settings.extend(layout.settings);
+                mark_victim_has_task = layout.mark_victim_has_task;
+                types = data;
+                Err("the kernel's types were not read".to_owned())
             }
-        });
+            Err(reason) => Err(reason),
+        };
         let oom_emit_alone = layout::first_missing(&settings, layout::OOM_FIELDS).is_some();
         settings.push(("OOM_EMIT_ALONE", u64::from(oom_emit_alone)));
-        Self { btf, settings, tracefs, mark_victim_has_task, oom_emit_alone }
+        Self { btf, types, settings, tracefs, mark_victim_has_task, oom_emit_alone }
     }
+
+    /// The bytes of the kernel's types, when `variant` needs aya's own view of them: only typed hooks do, and
+    /// it is large.
+    pub(super) fn take_types(&mut self, variant: Variant) -> Option<Vec<u8>> {
+        if self.types.is_empty() {
+            return None;
+        }
+        let types = std::mem::take(&mut self.types);
+        if matches!(variant, Variant::Auto | Variant::TpBtf) {
+            return Some(types);
+        }
+        self.btf = Err("not wanted: `kernel.variant` forces another kind of hook".to_owned());
+        None
+    }
+}
+
+/// Makes aya's view of the kernel's types.
+pub(super) fn parse_types(types: &[u8]) -> Result<Btf, String> {
+    Btf::parse(types, aya::Endianness::default()).map_err(|error| error.to_string())
 }
 
 fn read_btf(sys: &Path) -> Result<(Vec<u8>, BtfLayout), String> {

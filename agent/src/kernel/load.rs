@@ -71,7 +71,7 @@ impl Core {
         host: &config::Host,
         hierarchies: &Hierarchies,
     ) -> Result<Self, KernelError> {
-        let offers = host::Offers::look(host, kernel.variant);
+        let mut offers = host::Offers::look(host);
         let cpus = aya::util::online_cpus().map_or(1, |cpus| cpus.len());
         let cpus = u32::try_from(cpus).unwrap_or(u32::MAX);
         let (rings, ring_bytes) = plan(kernel.ring_bytes.0, cpus);
@@ -96,7 +96,19 @@ impl Core {
             .map_max_entries(map_names::TOUCHED_FILES, kernel.file_write.touched_files_max.max(1))
             .map_max_entries(DIAGNOSTICS_MAP, DIAGNOSTICS_BYTES)
             .map_max_entries(map_names::OOM_RING, u32::try_from(oom_ring_bytes).unwrap_or(65536));
-        let mut ebpf = loader.load(OBJECT).map_err(|error| KernelError::Load(chain(&error)))?;
+        // The two longest steps of the start, side by side.
+        let types = offers.take_types(kernel.variant);
+        let (loaded, parsed) = std::thread::scope(|scope| {
+            let parsing = types.as_deref().map(|types| scope.spawn(|| host::parse_types(types)));
+            let loaded = loader.load(OBJECT);
+            let lost = || Err("reading the kernel's types ended in a panic".to_owned());
+            (loaded, parsing.map(|thread| thread.join().unwrap_or_else(|_| lost())))
+        });
+        if let Some(parsed) = parsed {
+            offers.btf = parsed;
+        }
+        drop(types);
+        let mut ebpf = loaded.map_err(|error| KernelError::Load(chain(&error)))?;
 
         let outer =
             ebpf.take_map(map_names::EVENT_RINGS).ok_or(KernelError::MissingMap(map_names::EVENT_RINGS))?;
@@ -107,7 +119,15 @@ impl Core {
         let mut counters = Counters::take(&mut ebpf)?;
         counters.prepare(u64::from(shards))?;
         let report = Arc::new(ladder::attach_all(&mut ebpf, kernel, &offers, &mut counters));
-        Ok(Self { rings, oom_ring, counters, shards: u64::from(shards), report, diagnostics, programs: Programs { _ebpf: ebpf } })
+        Ok(Self {
+            rings,
+            oom_ring,
+            counters,
+            shards: u64::from(shards),
+            report,
+            diagnostics,
+            programs: Programs { _ebpf: ebpf },
+        })
     }
 }
 

@@ -55,7 +55,9 @@ pub fn find(configured: Option<&Path>) -> Result<PathBuf, String> {
     for path in candidates {
         match std::fs::metadata(path.join("events")) {
             Ok(found) if found.is_dir() => return Ok(path.to_path_buf()),
-            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => denied = denied.or(Some(path)),
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                denied = denied.or(Some(path))
+            }
             _ => {}
         }
     }

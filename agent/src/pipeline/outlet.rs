@@ -9,9 +9,9 @@ use crate::config;
 use crate::event::{Body, Event, FaultSignal, Health, Tick, WallTime};
 use crate::faults::{self, Detector};
 use crate::health::{Monitor, SubjectHealth};
+use crate::sink::Record;
 use crate::sink::history::History;
 use crate::sink::metrics::Counters;
-use crate::sink::Record;
 use crate::sink::stdout::Printer;
 
 /// The consumers, and the judgement between them.
@@ -115,11 +115,10 @@ impl Outlet {
                 subject = %signal.fault.subject,
                 "healing has too much to do and does not see this fault"
             );
-            self.say(signal.time, Body::Lost(crate::event::Lost {
-                probe: "healing",
-                reason: "queue_full",
-                count: 1,
-            }));
+            self.say(
+                signal.time,
+                Body::Lost(crate::event::Lost { probe: "healing", reason: "queue_full", count: 1 }),
+            );
         }
     }
 

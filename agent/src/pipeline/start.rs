@@ -302,9 +302,8 @@ fn read_oom_functions(proc: &Path, functions: &Arc<OnceLock<OomFunctions>>) {
 /// without: what is kept there is then not kept.
 fn lock_state_dir(folder: &Path) -> Result<Option<File>, StartError> {
     let path = folder.join("agent.lock");
-    let opened = std::fs::create_dir_all(folder).and_then(|()| {
-        File::options().create(true).read(true).write(true).truncate(false).open(&path)
-    });
+    let opened = std::fs::create_dir_all(folder)
+        .and_then(|()| File::options().create(true).read(true).write(true).truncate(false).open(&path));
     let mut file = match opened {
         Ok(file) => file,
         Err(error) => {
