@@ -9,6 +9,7 @@ use galen_tests::agent::{Agent, SOON, Start};
 use galen_tests::cgroup::Cgroup;
 use galen_tests::load::Load;
 use galen_tests::tmpfs::Tmpfs;
+use galen_tests::wait::{Look, eventually};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -35,10 +36,12 @@ fn without_root_it_says_so_and_answers() -> Result<()> {
     let mut agent = Start::with("").as_nobody().start()?;
     says(&agent, &["root", "CAP_BPF"])?;
     ensure!(agent.get("/healthz")?.status == 200);
-    let ready = agent.get("/readyz")?;
-    ensure!(ready.status == 503, "nothing is observed, so it is not ready: {}", ready.body);
-    let reasons: Value = serde_json::from_str(&ready.body)?;
-    ensure!(reasons["reasons"][0].as_str().is_some_and(|why| why.contains("root")), "{reasons}");
+    eventually(SOON, "/readyz to say why it is not", || {
+        let ready = agent.get("/readyz")?;
+        let said: Value = serde_json::from_str(&ready.body)?;
+        let why = said["reasons"][0].as_str().is_some_and(|why| why.contains("root"));
+        Ok(if ready.status == 503 && why { Look::Done(()) } else { Look::NotYet(ready.body) })
+    })?;
     ensure!(agent.metrics()?.sum("process_threads", &[]) > 0.0);
     agent.stop()
 }

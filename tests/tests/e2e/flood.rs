@@ -57,7 +57,7 @@ fn loss_is_said(agent: &Agent) -> Result<()> {
         let said: u64 = agent
             .events()?
             .iter()
-            .filter(|event| event["kind"] == "lost" && event["reason"] == "ring_full")
+            .filter(|event| event["probe"] == "file_write" && event["reason"] == "ring_full")
             .filter_map(|event| event["count"].as_u64())
             .sum();
         #[allow(clippy::cast_precision_loss, reason = "some hundred thousand")]

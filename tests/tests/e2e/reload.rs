@@ -60,7 +60,7 @@ fn a_broken_configuration_is_refused_and_the_old_one_goes_on() -> Result<()> {
     fs::write(&agent.config, format!("{good}health: {{ worse_after: never }}\n"))?;
     let mark = agent.stderr.mark();
     agent.signal(libc::SIGHUP)?;
-    let refused = agent.log_from(mark, "galen.yaml:2:26")?;
+    let refused = agent.log_from(mark, "galen.yaml:2:24")?;
     ensure!(refused.contains("worse_after"), "{refused}");
     let cgroup = small_cgroup()?;
     let pid = oom(&cgroup)?;
