@@ -10,9 +10,7 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
-use aya_ebpf::helpers::{
-    bpf_get_current_pid_tgid, bpf_ktime_get_ns, generated::bpf_probe_read_kernel_str,
-};
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, generated::bpf_probe_read_kernel_str};
 use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint, tracepoint};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext, TracePointContext};
 use galen_common::accounting::{Fate, Probe as Subject};
@@ -37,8 +35,7 @@ const S_IFREG: u16 = 0o100_000;
 // entered again or turned into EINTR after a signal.
 const ERESTART: core::ops::RangeInclusive<i64> = -516..=-512;
 
-static ZERO: WriteStats =
-    WriteStats { bytes: 0, errors: 0, latency_sum_ns: 0, latency_ns: [0; BUCKETS] };
+static ZERO: WriteStats = WriteStats { bytes: 0, errors: 0, latency_sum_ns: 0, latency_ns: [0; BUCKETS] };
 
 #[btf_tracepoint(function = "sys_enter")]
 pub fn file_write_enter_btf(ctx: BtfTracePointContext) -> i32 {
@@ -310,13 +307,7 @@ impl Write<'_> {
     #[inline(always)]
     fn record<T>(&self, path_len: u32) -> FileWriteRecord {
         FileWriteRecord {
-            header: header::<T>(
-                RecordKind::FileWrite,
-                self.now,
-                self.cgroup_id,
-                &TaskIds::current(),
-                true,
-            ),
+            header: header::<T>(RecordKind::FileWrite, self.now, self.cgroup_id, &TaskIds::current(), true),
             latency_ns: self.latency_ns,
             inode: self.start.inode,
             returned: self.returned,
@@ -365,8 +356,7 @@ unsafe fn fill_path(out: *mut u8, start: &WriteStart) -> u32 {
                 return 0;
             }
             let name = Probe::pointer(dentry, &settings::OFF_DENTRY_NAME);
-            let length =
-                bpf_probe_read_kernel_str(out.add(used).cast(), NAME_BYTES as u32, name.cast());
+            let length = bpf_probe_read_kernel_str(out.add(used).cast(), NAME_BYTES as u32, name.cast());
             if length <= 1 || length >= NAME_BYTES as i64 {
                 return 0;
             }

@@ -25,12 +25,8 @@ use crate::task::{Current, TaskIds, current_cgroup_id, header};
 
 const IPPROTO_TCP: u16 = 6;
 
-static ZERO: ConnectStats = ConnectStats {
-    outcomes: [0; 8],
-    syn_retransmits: 0,
-    latency_sum_ns: 0,
-    latency_us: [0; BUCKETS],
-};
+static ZERO: ConnectStats =
+    ConnectStats { outcomes: [0; 8], syn_retransmits: 0, latency_sum_ns: 0, latency_us: [0; BUCKETS] };
 
 /// Where a connect stands when it ends.
 #[derive(Clone, Copy)]
@@ -251,8 +247,8 @@ fn end(ctx: &impl EbpfContext, sk: u64, new_state: i32, at_end: &Endpoints) {
     }
 
     let rule = get(&settings::CONNECT_EMIT);
-    let notable = outcome != Outcome::Established as u32
-        || (known && latency_ns >= get(&settings::CONNECT_SLOW_NS));
+    let notable =
+        outcome != Outcome::Established as u32 || (known && latency_ns >= get(&settings::CONNECT_SLOW_NS));
     if rule == emit_rule::NONE || (rule == emit_rule::NOTABLE && !notable) {
         count(Subject::TcpConnect, Fate::Filtered);
         return;

@@ -213,7 +213,8 @@ fn file_write(input: &mut Input<'_>) -> Result<RawWrite, DecodeError> {
         dev: Dev { major: dev >> 20, minor: dev & 0xf_ffff },
         inode,
         fd,
-        returned: u64::try_from(returned).map_err(|_| Errno(u32::try_from(-returned).unwrap_or(u32::MAX))),
+        returned: u64::try_from(returned)
+            .map_err(|_| Errno(u32::try_from(returned.unsigned_abs()).unwrap_or(u32::MAX))),
         latency_ns,
         reason,
         path_in_fs,
@@ -282,3 +283,7 @@ impl Input<'_> {
         u64::from_ne_bytes(self.array())
     }
 }
+
+#[cfg(test)]
+#[path = "decode_tests.rs"]
+mod tests;

@@ -5,6 +5,7 @@
 
 use aya::Ebpf;
 use aya::programs::{BtfTracePoint, Program, ProgramError, RawTracePoint, TracePoint};
+use galen_common::accounting::Probe;
 
 use super::counters::Counters;
 use super::host::Offers;
@@ -13,8 +14,8 @@ use super::layout::{
     WRITE_FIELDS, WRITE_NEEDS, first_missing, value_of,
 };
 use super::load::chain;
+use super::report::ProbeInfo;
 use crate::config::{self, Variant};
-use crate::event::{Probe, ProbeInfo};
 
 /// One way to observe a probe's subject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

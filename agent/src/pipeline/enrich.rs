@@ -4,11 +4,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use super::book::lock;
+use super::clock::WallClock;
 use crate::event::decode::{Raw, RawBody, RawOomKill, RawWrite};
 use crate::event::{Body, Event, FileWrite, Identity, OomKill, OomScope, Task};
-use crate::identity::{Cgroups, Files};
-use crate::kernel::clock::WallClock;
-use crate::kernel::symbols::OomFunctions;
+use crate::identity::{Cgroups, Files, OomFunctions};
 
 /// Gives names to records.
 pub(super) struct Enricher {

@@ -107,7 +107,10 @@ fn an_unknown_key_is_refused_with_its_place() -> Result<()> {
 fn a_policy_with_a_missing_field_is_refused_with_its_place() -> Result<()> {
     let folder = TempDir::with_prefix("galen-test-")?;
     let file = folder.path().join("policy.yaml");
-    fs::write(&file, "name: half\ntriggers:\n  - { type: fault }\nactions: [{ id: a, type: log, params: { text: x } }]\n")?;
+    fs::write(
+        &file,
+        "name: half\ntriggers:\n  - { type: fault }\nactions: [{ id: a, type: log, params: { text: x } }]\n",
+    )?;
     let yaml = format!("healing: {{ policies: [{}] }}\n", file.display());
     let mut agent = Start::with(&yaml).spawn()?;
     says(&agent, &["policy.yaml:3:5: ", "signal"])?;

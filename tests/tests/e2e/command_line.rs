@@ -120,7 +120,10 @@ fn help_shows_an_example_and_a_bad_command_line_ends_with_2() -> Result<()> {
     for command in ["agent", "doctor", "validate", "events", "status"] {
         let done = run_galen(&[command, "--help"])?;
         ensure!(done.code() == 0, "{command}: {}", done.stderr);
-        ensure!(done.stdout.contains(&format!("galen {command}")) && done.stdout.contains("Example"), "{command}");
+        ensure!(
+            done.stdout.contains(&format!("galen {command}")) && done.stdout.contains("Example"),
+            "{command}"
+        );
         ensure!(run_galen(&[command, "--no-such-flag"])?.code() == 2, "{command}");
     }
     Ok(())

@@ -52,7 +52,8 @@ fn exact_with(variant: &str) -> Result<()> {
         &[("cgroup", &full.path()), ("errno", "ENOSPC")],
         1,
     )?;
-    let event = agent.event("file_write", |event| event["cgroup"] == full.path() && event["reason"] == "error")?;
+    let event =
+        agent.event("file_write", |event| event["cgroup"] == full.path() && event["reason"] == "error")?;
     ensure!(event["errno"] == "ENOSPC" && event["outcome"] == "error", "{event}");
     ensure!(event["path"] == text(&file)?, "{event}");
     ensure!(event.get("bytes").is_none(), "an error has no bytes: {event}");

@@ -31,8 +31,8 @@ fn settles(agent: &Agent) -> Result<()> {
         let metrics = agent.metrics()?;
         let of = |name: &str| metrics.sum(name, &[("probe", "file_write")]);
         let (seen, in_flight) = (of("galen_events_seen_total"), of("galen_events_in_flight"));
-        let counted = metrics.sum("galen_file_writes_total", &[])
-            + metrics.sum("galen_file_write_errors_total", &[]);
+        let counted =
+            metrics.sum("galen_file_writes_total", &[]) + metrics.sum("galen_file_write_errors_total", &[]);
         Ok(if in_flight == 0.0 && seen == counted {
             Look::Done(())
         } else {
@@ -49,7 +49,8 @@ fn counters_are_exact(agent: &Agent, cgroup: &Cgroup) -> Result<()> {
 }
 
 fn loss_is_said(agent: &Agent) -> Result<()> {
-    let event = agent.event("lost", |event| event["probe"] == "file_write" && event["reason"] == "ring_full")?;
+    let event =
+        agent.event("lost", |event| event["probe"] == "file_write" && event["reason"] == "ring_full")?;
     ensure!(event["count"].as_u64().is_some_and(|count| count > 0), "{event}");
     // All of it, sooner or later.
     eventually(SOON, "the lost events to add up", || {

@@ -107,7 +107,8 @@ fn a_dry_run_decides_and_does_nothing() -> Result<()> {
 fn a_condition_that_is_false_is_said_and_nothing_is_done() -> Result<()> {
     let folder = TempDir::with_prefix("galen-test-")?;
     let receiver = Receiver::start(Manner::Answers)?;
-    let mut agent = start(&folder, &receiver, "auto", "conditions: [\"context.comm != 'galen-workload'\"]\n")?;
+    let mut agent =
+        start(&folder, &receiver, "auto", "conditions: [\"context.comm != 'galen-workload'\"]\n")?;
     let cgroup = small_cgroup()?;
     oom(&cgroup)?;
     let skipped = phase(&agent, "skipped", None)?;

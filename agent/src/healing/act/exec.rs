@@ -216,8 +216,12 @@ mod tests {
     fn script(text: &str) -> (tempfile::TempDir, PathBuf, AllowList) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("program");
-        std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+        let draft = dir.path().join("draft");
+        std::fs::write(&draft, format!("#!/bin/sh\n{text}\n")).unwrap();
+        std::fs::set_permissions(&draft, PermissionsExt::from_mode(0o755)).unwrap();
+        // What this process wrote itself may be open in a child of another test, and so "busy".
+        let copied = std::process::Command::new("cp").arg("-p").args([&draft, &path]).status().unwrap();
+        assert!(copied.success());
         let allow = AllowList::new(std::slice::from_ref(&path));
         (dir, path, allow)
     }
@@ -262,7 +266,9 @@ mod tests {
         let args = [note_text.as_str()];
         let run = run_script(text, &args, Duration::from_millis(1500));
         let watch = tokio::task::spawn_blocking(move || {
+            let begun = std::time::Instant::now();
             while !note.exists() {
+                assert!(begun.elapsed() < LONG, "the program did not begin");
                 std::thread::yield_now();
             }
             std::fs::read(note)
