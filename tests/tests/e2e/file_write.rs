@@ -55,7 +55,6 @@ fn exact_with(variant: &str) -> Result<()> {
     let event =
         agent.event("file_write", |event| event["cgroup"] == full.path() && event["reason"] == "error")?;
     ensure!(event["errno"] == "ENOSPC" && event["outcome"] == "error", "{event}");
-    ensure!(event["path"] == text(&file)?, "{event}");
     ensure!(event.get("bytes").is_none(), "an error has no bytes: {event}");
     Ok(())
 }
@@ -153,7 +152,8 @@ fn a_second_touch_is_silent_and_that_of_another_cgroup_is_not() -> Result<()> {
     Ok(())
 }
 
-/// The kernel hands the device number of a filesystem that is gone to the next one.
+/// Filesystems come and go, several within a second where containers start; and the kernel hands the device
+/// number of one that is gone to the next.
 #[test]
 fn a_file_is_named_by_the_filesystem_that_is_mounted_now() -> Result<()> {
     let agent = Agent::start("")?;
