@@ -77,3 +77,21 @@ fn only_regular_files_count_unless_all_are_asked_for() -> Result<()> {
     }
     Ok(())
 }
+
+/// The kernel calls those who follow a tracepoint in the order in which they came.
+#[test]
+fn an_oom_kill_has_its_victim_also_when_another_tracer_was_there_first() -> Result<()> {
+    let _first = Agent::start("")?;
+    let agent = Agent::start("")?;
+    let cgroup = Cgroup::new("oom")?;
+    cgroup.limit(24 << 20)?;
+    // The victim is gone by the time the agent could look it up.
+    agent.signal(libc::SIGSTOP)?;
+    let mut victim = Load::start(&cgroup, &["take", "64"])?;
+    victim.wait()?;
+    let pid = victim.pid();
+    agent.signal(libc::SIGCONT)?;
+    let event = agent.event("oom_kill", |event| event["victim_pid"] == pid)?;
+    ensure!(event["cgroup"] == cgroup.path(), "{event}");
+    Ok(())
+}
