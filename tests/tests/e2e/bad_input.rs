@@ -14,6 +14,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::lifecycle::{oom, small_cgroup};
+use super::oom_kill::wait_for_scopes;
 
 /// One line of the log that has all these parts.
 fn says(agent: &Agent, parts: &[&str]) -> Result<()> {
@@ -52,6 +53,7 @@ fn without_btf_the_other_hooks_are_used_and_it_is_said() -> Result<()> {
     let agent = Start::with(&format!("host: {{ sys: {} }}\n", empty.path().display())).start()?;
     agent.wait_ready()?;
     says(&agent, &[empty.path().to_str().context("UTF-8")?, "CONFIG_DEBUG_INFO_BTF"])?;
+    wait_for_scopes(&agent)?;
     let cgroup = small_cgroup()?;
     let pid = oom(&cgroup)?;
     let event = agent.event("oom_kill", |event| event["victim_pid"] == pid)?;
@@ -65,6 +67,7 @@ fn without_tracefs_the_other_hooks_are_used_and_it_is_said() -> Result<()> {
     let agent = Start::with(&format!("host: {{ tracefs: {} }}\n", empty.path().display())).start()?;
     agent.wait_ready()?;
     counts(&agent)?;
+    wait_for_scopes(&agent)?;
     let cgroup = small_cgroup()?;
     let pid = oom(&cgroup)?;
     let event = agent.event("oom_kill", |event| event["victim_pid"] == pid)?;
@@ -133,24 +136,34 @@ fn a_configuration_that_cannot_be_read_is_named() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_policy_that_cannot_be_read_is_named_and_the_others_work() -> Result<()> {
-    let folder = TempDir::with_prefix("galen-test-")?;
-    // A folder cannot be read as a file by anybody, root included.
-    let unreadable = folder.path().join("a.yaml");
-    fs::create_dir(&unreadable)?;
-    let good = folder.path().join("b.yaml");
-    fs::write(
-        &good,
-        "name: good\ntriggers: [{ type: fault, signal: oom_kill }]\nactions: [{ id: say, type: log, params: { text: seen } }]\n",
-    )?;
-    let yaml = format!("healing: {{ mode: auto, policies: [\"{}/*.yaml\"] }}\n", folder.path().display());
-    let agent = Agent::start(&yaml)?;
-    says(&agent, &["a.yaml"])?;
+const GOOD: &str = "name: good\ntriggers: [{ type: fault, signal: oom_kill }]\n\
+                    actions: [{ id: say, type: log, params: { text: seen } }]\n";
+
+/// What is wrong with `a.yaml` is said, and the policy in `b.yaml` works.
+fn the_good_policy_works(folder: &TempDir, patterns: &str) -> Result<()> {
+    fs::write(folder.path().join("b.yaml"), GOOD)?;
+    let agent = Agent::start(&format!("healing: {{ mode: auto, policies: [{patterns}] }}\n"))?;
     let cgroup = small_cgroup()?;
     oom(&cgroup)?;
     agent.event("healing", |event| event["policy"] == "good" && event["phase"] == "succeeded")?;
-    Ok(())
+    says(&agent, &["a.yaml", "cannot be read"])
+}
+
+#[test]
+fn a_policy_that_cannot_be_read_is_named_and_the_others_work() -> Result<()> {
+    let folder = TempDir::with_prefix("galen-test-")?;
+    // Nobody can read a folder as a file, root included.
+    fs::create_dir(folder.path().join("a.yaml"))?;
+    let place = folder.path().display();
+    the_good_policy_works(&folder, &format!("{place}/a.yaml, {place}/b.yaml"))
+}
+
+/// As an editor, or a volume in a cluster, may leave it.
+#[test]
+fn a_policy_that_is_a_dangling_link_is_named_and_the_others_work() -> Result<()> {
+    let folder = TempDir::with_prefix("galen-test-")?;
+    std::os::unix::fs::symlink("nowhere.yaml", folder.path().join("a.yaml"))?;
+    the_good_policy_works(&folder, &format!("\"{}/*.yaml\"", folder.path().display()))
 }
 
 #[test]
@@ -159,10 +172,22 @@ fn a_full_disk_under_the_state_folder_is_said_and_nothing_else_stops() -> Result
     let filler = disk.path().join("filler");
     let cgroup = Cgroup::new("filler")?;
     Load::run(&cgroup, &["fill", filler.to_str().context("UTF-8")?])?;
-    let mut agent = Start::with("").state_dir(&disk.path().join("state")).start()?;
+    // A folder fits, what should be in it does not.
+    let folder = TempDir::with_prefix("galen-test-")?;
+    let small = small_cgroup()?;
+    let yaml = super::lifecycle::long_action(folder.path(), &small)?;
+    let mut agent = Start::with(&yaml).state_dir(&disk.path().join("state")).start()?;
     agent.wait_ready()?;
     says(&agent, &[disk.path().to_str().context("UTF-8")?, "space"])?;
     counts(&agent)?;
+    // What cannot be written down is not done, and that is said.
+    oom(&small)?;
+    let ended = agent.event("healing", |event| {
+        event["cgroup"] == small.path() && ["failed", "refused"].iter().any(|phase| event["phase"] == *phase)
+    })?;
+    ensure!(ended["reason"].as_str().is_some_and(|why| why.contains("audit")), "{ended}");
+    says(&agent, &["audit", "space"])?;
+    ensure!(!folder.path().join("pids").exists(), "the program ran unrecorded");
     agent.stop()
 }
 

@@ -13,6 +13,8 @@ use galen_tests::wait::{Look, eventually};
 use galen_tests::{http, unique};
 use tempfile::TempDir;
 
+use super::healing::only_in;
+
 /// Kills one process of a cgroup with a limit of its own.
 pub(crate) fn oom(cgroup: &Cgroup) -> Result<u32> {
     let mut victim = Load::start(cgroup, &["take", "64"])?;
@@ -67,8 +69,9 @@ fn a_client_that_follows_does_not_hold_up_the_end() -> Result<()> {
     Ok(())
 }
 
-/// A program that notes its process id and would run for five minutes, and a policy that starts it.
-pub(crate) fn long_action(folder: &Path) -> Result<String> {
+/// A program that notes its process id and would run for five minutes, and a policy that starts it after a kill
+/// in `cgroup`.
+pub(crate) fn long_action(folder: &Path, cgroup: &Cgroup) -> Result<String> {
     let program = folder.join("act");
     let pids = folder.join("pids");
     fs::write(&program, format!("#!/bin/sh\nsleep 300 &\necho $$ $! > {}\nwait\n", pids.display()))?;
@@ -77,8 +80,9 @@ pub(crate) fn long_action(folder: &Path) -> Result<String> {
     fs::write(
         &policy,
         format!(
-            "name: act\ntriggers:\n  - {{ type: fault, signal: oom_kill }}\nactions:\n  - id: act\n    \
+            "name: act\ntriggers:\n  - {{ type: fault, signal: oom_kill }}\n{}actions:\n  - id: act\n    \
              type: host/exec\n    params: {{ program: {} }}\n    timeout: 5m\n",
+            only_in(&[cgroup]),
             program.display()
         ),
     )?;
@@ -92,8 +96,8 @@ pub(crate) fn long_action(folder: &Path) -> Result<String> {
 #[test]
 fn what_the_agent_started_ends_with_it() -> Result<()> {
     let folder = TempDir::with_prefix("galen-test-")?;
-    let mut agent = Agent::start(&long_action(folder.path())?)?;
     let cgroup = small_cgroup()?;
+    let mut agent = Agent::start(&long_action(folder.path(), &cgroup)?)?;
     oom(&cgroup)?;
     let noted = folder.path().join("pids");
     let pids: Vec<u32> = eventually(SOON, "the action to run", || {

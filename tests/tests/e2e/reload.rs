@@ -6,16 +6,19 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use galen_tests::agent::{Agent, SOON};
+use galen_tests::cgroup::Cgroup;
 use galen_tests::receiver::{Manner, Receiver};
 use tempfile::TempDir;
 
+use super::healing::only_in;
 use super::lifecycle::{oom, small_cgroup};
 
 /// A policy that posts to `url`.
-fn policy(name: &str, url: &str) -> String {
+fn policy(name: &str, cgroup: &Cgroup, url: &str) -> String {
     format!(
-        "name: {name}\ntriggers:\n  - {{ type: fault, signal: oom_kill }}\nactions:\n  - id: tell\n    \
-         type: notify/webhook\n    params: {{ url: \"{url}\", text: \"from {name}\" }}\ncooldown: 0s\n"
+        "name: {name}\ntriggers:\n  - {{ type: fault, signal: oom_kill }}\n{}actions:\n  - id: tell\n    \
+         type: notify/webhook\n    params: {{ url: \"{url}\", text: \"from {name}\" }}\ncooldown: 0s\n",
+        only_in(&[cgroup])
     )
 }
 
@@ -28,13 +31,13 @@ fn a_changed_policy_takes_effect_and_a_broken_one_does_not() -> Result<()> {
     let folder = TempDir::with_prefix("galen-test-")?;
     let file = folder.path().join("policy.yaml");
     let receiver = Receiver::start(Manner::Answers)?;
-    fs::write(&file, policy("first", &receiver.url("/first")))?;
-    let mut agent = start(&file)?;
     let cgroup = small_cgroup()?;
+    fs::write(&file, policy("first", &cgroup, &receiver.url("/first")))?;
+    let mut agent = start(&file)?;
     oom(&cgroup)?;
     ensure!(receiver.next(SOON)?.path == "/first");
 
-    fs::write(&file, policy("second", &receiver.url("/second")))?;
+    fs::write(&file, policy("second", &cgroup, &receiver.url("/second")))?;
     let mark = agent.stderr.mark();
     agent.signal(libc::SIGHUP)?;
     agent.log_from(mark, "read again")?;
@@ -42,7 +45,7 @@ fn a_changed_policy_takes_effect_and_a_broken_one_does_not() -> Result<()> {
     let post = receiver.next(SOON)?;
     ensure!(post.path == "/second" && post.body["text"] == "from second", "{post:?}");
 
-    fs::write(&file, policy("third", &receiver.url("/third")).replace("triggers", "trigers"))?;
+    fs::write(&file, policy("third", &cgroup, &receiver.url("/third")).replace("triggers", "trigers"))?;
     let mark = agent.stderr.mark();
     agent.signal(libc::SIGHUP)?;
     let refused = agent.log_from(mark, "policy.yaml:2:1")?;
