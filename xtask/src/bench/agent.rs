@@ -12,6 +12,9 @@ use anyhow::{Context, Result, bail};
 use super::{http, process, workload};
 use crate::{paths, process as child};
 
+/// The agent promises to end within 5 s.
+const STOP_LIMIT: Duration = Duration::from_secs(6);
+
 const READY_LIMIT: Duration = Duration::from_secs(20);
 
 /// How an agent is started.
@@ -78,7 +81,7 @@ impl Agent {
 
     /// Stops it in order, and takes out of the kernel what it may have pinned there.
     pub(super) fn stop(mut self) -> Result<()> {
-        process::end(&mut self.child, libc::SIGTERM, "the agent")?;
+        process::end(&mut self.child, libc::SIGTERM, "the agent", STOP_LIMIT)?;
         unpin()
     }
 }
@@ -87,7 +90,7 @@ impl Drop for Agent {
     fn drop(&mut self) {
         // Only a measurement that failed comes here with a running agent, and has its own error.
         if matches!(self.child.try_wait(), Ok(None)) {
-            drop(process::end(&mut self.child, libc::SIGTERM, "the agent"));
+            drop(process::end(&mut self.child, libc::SIGTERM, "the agent", STOP_LIMIT));
             drop(unpin());
         }
     }

@@ -8,7 +8,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 
 use super::{oom, process, workload};
 
@@ -37,6 +37,9 @@ tracepoint:oom:mark_victim { printf("oom %d %llu\n", args->pid, nsecs); }
 
 interval:ms:200 /!@ready/ { @ready = 1; printf("ready\n"); }
 "#;
+
+/// It ends in under a second as a rule.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
 
 /// A line, and when it arrived by the clock that bpftrace's `nsecs` follows.
 pub(super) type Line = (String, u64);
@@ -89,9 +92,17 @@ impl Bpftrace {
         self.child.id()
     }
 
-    /// Stops it.
+    /// Stops it; one that has ended by itself was not there to be measured, which is an error.
     pub(super) fn stop(mut self) -> Result<()> {
-        process::end(&mut self.child, libc::SIGINT, "bpftrace")
+        if self.child.try_wait().context("cannot wait for bpftrace")?.is_some() {
+            bail!("bpftrace ended by itself while it was measured");
+        }
+        // It was once seen not to answer. Killed, it leaves nothing in the kernel, and what was measured
+        // with it holds: this is said, and the run goes on.
+        if let Err(error) = process::end(&mut self.child, libc::SIGINT, "bpftrace", STOP_LIMIT) {
+            eprintln!("bench: {error:#}");
+        }
+        Ok(())
     }
 }
 
@@ -99,7 +110,7 @@ impl Drop for Bpftrace {
     fn drop(&mut self) {
         // Only a measurement that failed comes here with a running peer, and has its own error.
         if matches!(self.child.try_wait(), Ok(None)) {
-            drop(process::end(&mut self.child, libc::SIGINT, "bpftrace"));
+            drop(process::end(&mut self.child, libc::SIGINT, "bpftrace", STOP_LIMIT));
         }
     }
 }

@@ -81,15 +81,15 @@ fn fdinfo(text: &str, name: &str) -> Option<f64> {
     line.trim().parse().ok()
 }
 
-/// Asks a child to end, and makes it after 6 s: the agent promises 5.
-pub(super) fn end(child: &mut Child, signal: libc::c_int, name: &str) -> Result<()> {
+/// Asks a child to end, and makes it end when `patience` is over, which is an error.
+pub(super) fn end(child: &mut Child, signal: libc::c_int, name: &str, patience: Duration) -> Result<()> {
     let pid = libc::pid_t::try_from(child.id()).context("a process id that is no pid")?;
     if child.try_wait().with_context(|| format!("cannot wait for {name}"))?.is_some() {
         bail!("{name} ended by itself while it was measured; its log above may say why");
     }
     // SAFETY: the child has not been waited for, so its pid is not another process's.
     unsafe { libc::kill(pid, signal) };
-    let limit = Instant::now() + Duration::from_secs(6);
+    let limit = Instant::now() + patience;
     while Instant::now() < limit {
         if child.try_wait().with_context(|| format!("cannot wait for {name}"))?.is_some() {
             return Ok(());
@@ -98,7 +98,7 @@ pub(super) fn end(child: &mut Child, signal: libc::c_int, name: &str) -> Result<
     }
     child.kill().with_context(|| format!("cannot stop {name}"))?;
     child.wait().with_context(|| format!("cannot wait for {name}"))?;
-    bail!("{name} did not end within 6 s of being asked, and was killed")
+    bail!("{name} did not end within {} s of being asked, and was killed", patience.as_secs())
 }
 
 #[cfg(test)]
