@@ -87,6 +87,8 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let printer = stdout.as_ref().map(Stdout::printer);
     let audit = Audit::start(&config.state_dir).map_err(StartError::Thread)?;
 
+    let oom_functions = Arc::new(OnceLock::new());
+    let symbols = read_oom_functions(&config.host.proc, &oom_functions);
     let hierarchies = Hierarchies::find(&config.host.proc, &config.host.cgroup).unwrap_or_default();
     let core = start_core(&config, &hierarchies);
     let loaded = LoadedCore::split(core);
@@ -114,8 +116,6 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         },
         &config,
     );
-    let oom_functions = Arc::new(OnceLock::new());
-    let symbols = read_oom_functions(&config.host.proc, &oom_functions);
     let drain = Drain {
         notify: Arc::new(Notify::new()),
         book: Arc::clone(&book),
@@ -352,10 +352,7 @@ fn reload_policies(config: &Config) -> Option<PolicySet> {
 }
 
 /// Reading some hundred thousand symbols takes longer than everything else at the start, so it runs beside.
-fn read_oom_functions(
-    proc: &Path,
-    functions: &Arc<OnceLock<OomFunctions>>,
-) -> tokio::task::JoinHandle<()> {
+fn read_oom_functions(proc: &Path, functions: &Arc<OnceLock<OomFunctions>>) -> tokio::task::JoinHandle<()> {
     let (proc, functions) = (proc.to_path_buf(), Arc::clone(functions));
     tokio::task::spawn_blocking(move || match OomFunctions::read(&proc) {
         Ok(found) => {
