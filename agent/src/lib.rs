@@ -1,7 +1,7 @@
 //! Galen's user space.
 //!
 //! The modules are the stages of an event's way, in order; a stage imports only earlier ones:
-//! [`config`] → [`event`] → [`kernel`] → [`identity`] → [`health`] → [`faults`] → [`healing`] →
+//! [`config`] → [`kernel`] → [`event`] → [`identity`] → [`health`] → [`faults`] → [`healing`] →
 //! [`sink`] → [`server`] → [`pipeline`] → [`cli`]. `ARCHITECTURE.md` shows the whole way.
 
 pub mod cli;

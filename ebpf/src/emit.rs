@@ -2,9 +2,7 @@
 
 use core::arch::asm;
 
-use aya_ebpf::bindings::{
-    BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP,
-};
+use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP};
 use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ringbuf_query};
 use galen_common::accounting::{Fate, Probe};
 

@@ -6,11 +6,11 @@
 //! time overwrite each other's start; the one that finds a foreign slot is not taken for a write at all,
 //! so the array is as large as the usual range of thread ids.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
-use aya_ebpf::helpers::{
-    bpf_get_current_pid_tgid, bpf_ktime_get_ns, generated::bpf_probe_read_kernel_str,
-};
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, generated::bpf_probe_read_kernel_str};
 use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint, tracepoint};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext, TracePointContext};
 use galen_common::accounting::{Fate, Probe as Subject};
@@ -35,8 +35,7 @@ const S_IFREG: u16 = 0o100_000;
 // entered again or turned into EINTR after a signal.
 const ERESTART: core::ops::RangeInclusive<i64> = -516..=-512;
 
-static ZERO: WriteStats =
-    WriteStats { bytes: 0, errors: 0, latency_sum_ns: 0, latency_ns: [0; BUCKETS] };
+static ZERO: WriteStats = WriteStats { bytes: 0, errors: 0, latency_sum_ns: 0, latency_ns: [0; BUCKETS] };
 
 #[btf_tracepoint(function = "sys_enter")]
 pub fn file_write_enter_btf(ctx: BtfTracePointContext) -> i32 {
@@ -237,7 +236,15 @@ fn exit<R: Current>(ctx: &impl EbpfContext, returned: i64) {
 fn count_error(cgroup_id: u64, returned: i64) {
     let key = WriteErrorKey { cgroup_id, errno: (-returned) as u32, reserved: 0 };
     if WRITE_ERRORS.get_ptr_mut(&key).is_none() {
-        let _ = WRITE_ERRORS.insert(&key, &0, u64::from(BPF_NOEXIST));
+        // On the stack, and volatile to stay there: a constant zero is folded into a setting whose default is
+        // zero, and counting would begin at what the agent decided for that.
+        let mut zero = MaybeUninit::<u64>::uninit();
+        // SAFETY: the pointer is that of a local, which is initialized from here on.
+        let zero = unsafe {
+            zero.as_mut_ptr().write_volatile(0);
+            zero.assume_init_ref()
+        };
+        let _ = WRITE_ERRORS.insert(&key, zero, u64::from(BPF_NOEXIST));
     }
     // When the map is full, the cgroup's own `errors` still has it, and user space shows the difference
     // as errors of other kinds.
@@ -300,13 +307,7 @@ impl Write<'_> {
     #[inline(always)]
     fn record<T>(&self, path_len: u32) -> FileWriteRecord {
         FileWriteRecord {
-            header: header::<T>(
-                RecordKind::FileWrite,
-                self.now,
-                self.cgroup_id,
-                &TaskIds::current(),
-                true,
-            ),
+            header: header::<T>(RecordKind::FileWrite, self.now, self.cgroup_id, &TaskIds::current(), true),
             latency_ns: self.latency_ns,
             inode: self.start.inode,
             returned: self.returned,
@@ -355,8 +356,7 @@ unsafe fn fill_path(out: *mut u8, start: &WriteStart) -> u32 {
                 return 0;
             }
             let name = Probe::pointer(dentry, &settings::OFF_DENTRY_NAME);
-            let length =
-                bpf_probe_read_kernel_str(out.add(used).cast(), NAME_BYTES as u32, name.cast());
+            let length = bpf_probe_read_kernel_str(out.add(used).cast(), NAME_BYTES as u32, name.cast());
             if length <= 1 || length >= NAME_BYTES as i64 {
                 return 0;
             }

@@ -143,7 +143,10 @@ impl Start {
             command = std::process::Command::new(binary);
             command.env_clear().env("PATH", "/usr/bin:/bin").uid(NOBODY).gid(NOBODY).stdin(Stdio::null());
         }
-        command.args(["agent", "--output", "json", "--config"]).arg(&config).args(&self.arguments);
+        command.args(["agent", "--config"]).arg(&config).args(&self.arguments);
+        if !self.arguments.iter().any(|argument| argument == "--output") {
+            command.args(["--output", "json"]);
+        }
         Ok((folder, config, command))
     }
 }

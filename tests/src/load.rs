@@ -100,6 +100,14 @@ impl Load {
         self.stdout.find(0, DEADLINE, "`holding`", |line| (line == "holding").then_some(()))
     }
 
+    /// Whether it still runs.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn is_running(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_none())
+    }
+
     /// Waits for its end, however it ends.
     ///
     /// # Errors

@@ -53,7 +53,6 @@ pub fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(8)
-        .thread_stack_size(512 * 1024)
         .enable_all()
         .build();
     let runtime = match runtime {

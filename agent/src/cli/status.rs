@@ -174,7 +174,7 @@ pub(super) mod tests {
         let (health, health_receiver) = watch::channel(Arc::default());
         let state = State {
             node: "node-1".into(),
-            healing_mode: Mode::DryRun,
+            healing_mode: watch::channel(Mode::DryRun).1,
             series_max: 10,
             totals: Arc::new(|| Ok(Totals::default())),
             health: health_receiver,

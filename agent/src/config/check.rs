@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Config, Ratio, Span};
+use super::{Config, Mode, Ratio, Span};
 
 /// A value out of its limits.
 pub(super) struct Finding {
@@ -92,6 +92,10 @@ fn rules(config: &Config, findings: &mut Findings) {
 
 fn healing(config: &Config, findings: &mut Findings) {
     let healing = &config.healing;
+    if healing.mode == Mode::Approve {
+        let what = "`healing.mode: approve` is not available in this version".to_owned();
+        findings.add("healing.mode", what, "expected `dry_run` or `auto`");
+    }
     for (index, program) in healing.exec_allow.iter().enumerate() {
         let plain = program.components().all(|part| !matches!(part, std::path::Component::ParentDir));
         if !program.is_absolute() || !plain {

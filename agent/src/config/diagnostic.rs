@@ -23,15 +23,23 @@ pub struct Diagnostic {
     /// The file as it was named, or the name of the environment variable or flag.
     pub file: String,
     /// Line, from 1; 0 when there is none.
+    #[serde(skip_serializing_if = "is_zero")]
     pub line: u64,
     /// Column in characters, from 1; 0 when there is none.
+    #[serde(skip_serializing_if = "is_zero")]
     pub column: u64,
     /// What is wrong.
     pub what: String,
     /// What was expected, or the way out.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub expected: Option<String>,
     /// Whether the document can be used nevertheless.
     pub severity: Severity,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference over")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Lines and columns of one document; see [`Diagnostic`].

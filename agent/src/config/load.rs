@@ -68,7 +68,20 @@ pub fn load(
         return load_str("defaults", "", env, overrides);
     };
     let text = yaml::read_file(path).map_err(|error| vec![error])?;
-    let mut loaded = load_str(&path.display().to_string(), &text, env, overrides)?;
+    load_text(path, &text, env, overrides)
+}
+
+/// [`load`] of a file that was read already.
+///
+/// # Errors
+/// See [`load`].
+pub fn load_text(
+    path: &Path,
+    text: &str,
+    env: impl Iterator<Item = (String, String)>,
+    overrides: &Overrides,
+) -> Result<Loaded, Vec<Diagnostic>> {
+    let mut loaded = load_str(&path.display().to_string(), text, env, overrides)?;
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     if let Some(folder) = folder {
         for pattern in &mut loaded.config.healing.policies {
@@ -375,8 +388,12 @@ mod tests {
         };
         assert_eq!(mode("healing: { mode: auto }", Some(true)), Mode::DryRun);
         assert_eq!(mode("", Some(false)), Mode::Auto);
-        assert_eq!(mode("healing: { mode: approve }", Some(false)), Mode::Approve);
-        assert_eq!(mode("healing: { mode: approve }", None), Mode::Approve);
+        assert_eq!(
+            errors("healing: { mode: approve }"),
+            [
+                "galen.yaml:1:18: `healing.mode: approve` is not available in this version, expected `dry_run` or `auto`"
+            ]
+        );
     }
 
     #[test]
@@ -397,5 +414,33 @@ mod tests {
         let errors = load(Some(path), std::iter::empty(), &Overrides::default()).unwrap_err();
         let text = errors[0].to_string();
         assert!(text.starts_with("/nowhere/galen.yaml: cannot be read: No such file"), "{text}");
+    }
+
+    /// The leaves of a tree by their paths, as they are written in YAML.
+    fn leaves(tree: &Json, path: &str, found: &mut BTreeMap<String, String>) {
+        let text = match tree {
+            Json::Object(entries) => {
+                for (name, child) in entries {
+                    let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                    leaves(child, &path, found);
+                }
+                return;
+            }
+            Json::Null => "none".to_owned(),
+            Json::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        found.insert(path.to_owned(), text);
+    }
+
+    #[test]
+    fn every_key_is_documented_with_its_default_and_no_other() {
+        let mut expected = BTreeMap::new();
+        leaves(&schema(), "", &mut expected);
+        let table = include_str!("../../../docs/configuration.md").split("## Keys").nth(1).unwrap();
+        let rows = table.lines().filter(|line| line.starts_with("| `"));
+        let cell = |row: &str, at: usize| row.split('|').nth(at).unwrap().trim().replace('`', "");
+        let documented: BTreeMap<String, String> = rows.map(|row| (cell(row, 1), cell(row, 2))).collect();
+        assert_eq!(documented, expected);
     }
 }

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use diagnostic::Diagnostic;
-pub use load::{Loaded, Overrides, load, load_str, print_effective};
+pub use load::{Loaded, Overrides, load, load_str, load_text, print_effective};
 pub use units::{Bytes, Span};
 
 /// The whole configuration.
@@ -299,10 +299,22 @@ pub enum Mode {
     /// Everything but the act itself.
     #[default]
     DryRun,
-    /// Each action waits for a person.
+    /// Each action waits for a person. Refused when the configuration is read: there is no way yet to approve.
     Approve,
     /// At once.
     Auto,
+}
+
+impl Mode {
+    /// The name that users write.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::DryRun => "dry_run",
+            Self::Approve => "approve",
+            Self::Auto => "auto",
+        }
+    }
 }
 
 /// Limits over all policies.

@@ -16,9 +16,11 @@ use serde::Serialize;
 pub use galen_common::accounting::Probe;
 pub use galen_common::file_write::Reason;
 pub use galen_common::tcp_connect::Outcome;
+
+pub use crate::kernel::{Histogram, ProbeInfo, ProgramTotals};
 pub use signal::FaultSignal;
 pub use time::WallTime;
-pub use totals::{CgroupTotals, Histogram, ProbeFates, ProbeInfo, ProgramTotals, Totals};
+pub use totals::{CgroupTotals, ProbeFates, Totals};
 pub use window::{SubjectWindow, Tick};
 
 /// One event, as it is printed (one JSON object a line) and handed to every consumer.

@@ -183,19 +183,29 @@ impl PolicySet {
     /// # Errors
     /// Everything that is wrong with any of the files, and two policies of one name.
     pub fn load(healing: &Healing) -> Result<(Self, Vec<Diagnostic>), Vec<Diagnostic>> {
+        let (set, findings) = Self::load_good(healing);
+        if findings.iter().any(Diagnostic::is_error) {
+            return Err(findings.into_iter().filter(Diagnostic::is_error).collect());
+        }
+        Ok((set, findings))
+    }
+
+    /// Reads the files of `healing.policies`, leaves out those with errors, and says everything that is wrong
+    /// or odd.
+    #[must_use]
+    pub fn load_good(healing: &Healing) -> (Self, Vec<Diagnostic>) {
         let (files, mut findings) = expand(&healing.policies);
         let mut policies: Vec<Policy> = Vec::new();
         for file in files {
             match load_file(&file, Some(&healing.exec_allow)) {
-                Ok(policy) => policies.push(policy),
+                Ok(policy) => match conflict(&policy, &policies, healing.limits) {
+                    Some(finding) => findings.push(finding),
+                    None => policies.push(policy),
+                },
                 Err(errors) => findings.extend(errors),
             }
         }
-        findings.extend(conflicts(&policies, healing.limits));
-        if findings.iter().any(Diagnostic::is_error) {
-            return Err(findings.into_iter().filter(Diagnostic::is_error).collect());
-        }
-        Ok((Self::new(policies, healing.limits), findings))
+        (Self::new(policies, healing.limits), findings)
     }
 }
 
@@ -208,27 +218,22 @@ pub fn load_file(path: &Path, exec_allow: Option<&[PathBuf]>) -> Result<Policy, 
     parse(&path.display().to_string(), &text, exec_allow)
 }
 
-fn conflicts(policies: &[Policy], limits: Limits) -> Vec<Diagnostic> {
-    let mut findings = Vec::new();
-    for (index, policy) in policies.iter().enumerate() {
-        if let Some(other) = policies[..index].iter().find(|other| other.name == policy.name) {
-            let what = format!("the policy `{}` is already in {}", policy.name, other.file);
-            findings.push(Diagnostic::of(&policy.file, what).expected("give it another name"));
-        }
-        let least = limits.per_policy_per_hour.min(limits.per_subject_per_hour);
-        if policy.actions.len() > least as usize {
-            let what = format!("has {} actions and can never run", policy.actions.len());
-            let expected = format!("`healing.limits` allow {least} an hour");
-            findings.push(Diagnostic::of(&policy.file, what).expected(expected));
-        }
+/// Why a policy cannot stand beside those before it.
+fn conflict(policy: &Policy, others: &[Policy], limits: Limits) -> Option<Diagnostic> {
+    if let Some(other) = others.iter().find(|other| other.name == policy.name) {
+        let what = format!("the policy `{}` is already in {}", policy.name, other.file);
+        return Some(Diagnostic::of(&policy.file, what).expected("give it another name"));
     }
-    if policies.len() > POLICIES_MAX {
-        let what = format!("{} policies", policies.len());
-        findings.push(
-            Diagnostic::of("healing.policies", what).expected(format!("expected at most {POLICIES_MAX}")),
-        );
+    let least = limits.per_policy_per_hour.min(limits.per_subject_per_hour);
+    if policy.actions.len() > least as usize {
+        let what = format!("has {} actions and can never run", policy.actions.len());
+        let expected = format!("`healing.limits` allow {least} an hour");
+        return Some(Diagnostic::of(&policy.file, what).expected(expected));
     }
-    findings
+    (others.len() >= POLICIES_MAX).then(|| {
+        Diagnostic::of(&policy.file, "is one policy too many")
+            .expected(format!("expected at most {POLICIES_MAX}"))
+    })
 }
 
 /// The files that patterns match, each once, in the order of their names.
@@ -342,5 +347,9 @@ mod tests {
             Healing { policies: vec![dir.path().join("*").display().to_string()], ..Healing::default() };
         let errors = PolicySet::load(&healing).unwrap_err();
         assert!(errors[0].to_string().contains("`twin` is already in"), "{errors:?}");
+        std::fs::write(dir.path().join("c.yaml"), "name: broken\n").unwrap();
+        let (good, findings) = PolicySet::load_good(&healing);
+        assert_eq!(good.policies.len(), 1, "the first of the twins runs nevertheless");
+        assert!(findings.iter().any(|finding| finding.file.ends_with("c.yaml")), "{findings:?}");
     }
 }

@@ -16,6 +16,9 @@ use crate::event::Signal;
 const KEYS: [&str; 7] =
     ["name", "triggers", "conditions", "actions", "max_concurrent", "cooldown", "rate_limit"];
 const ACTION_KEYS: [&str; 6] = ["id", "type", "params", "depends_on", "retry", "timeout"];
+/// The signals that something raises.
+const RAISED: [Signal; 4] =
+    [Signal::OomKill, Signal::ConnectFailures, Signal::WriteErrors, Signal::WriteSlow];
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -110,9 +113,16 @@ fn triggers(reader: &mut Reader<'_>, root: &Node) -> Vec<Signal> {
 
 fn fault_trigger(reader: &mut Reader<'_>, item: &Node) -> Option<Signal> {
     reader.mapping(item, "a fault trigger", &["type", "signal"]);
-    let signal = reader.required(item, "signal", "the name of a fault signal")?;
+    let node = reader.required(item, "signal", "the name of a fault signal")?;
     let known = Signal::ALL.map(|signal| (signal.name(), signal));
-    reader.one_of(signal, "signal", &known)
+    let signal = reader.one_of(node, "signal", &known)?;
+    if RAISED.contains(&signal) {
+        return Some(signal);
+    }
+    // Otherwise the policy would look like one that works and never run.
+    let what = format!("the signal `{}` is not available in this version", signal.name());
+    reader.wrong(node.position, what, suggestion("", RAISED.map(Signal::name)));
+    None
 }
 
 fn conditions(reader: &mut Reader<'_>, root: &Node) -> Vec<Condition> {

@@ -95,6 +95,7 @@ fn names_the_circle() {
 fn is_honest_about_what_is_not_there_yet() {
     let trigger = r#"type: metric_threshold, metric: cpu_usage_percent, threshold: 95.0, window: "5m""#;
     breaks("type: fault, signal: oom_kill", trigger, "metric_threshold", "not available in this version");
+    breaks("signal: oom_kill", "signal: cpu_spike", "cpu_spike", "not available in this version");
 }
 
 #[test]

@@ -6,7 +6,9 @@ mod cgroups;
 mod container;
 mod files;
 mod handle;
+mod oom_scope;
 
 pub use cgroups::Cgroups;
 pub use container::identify;
 pub use files::Files;
+pub use oom_scope::OomFunctions;

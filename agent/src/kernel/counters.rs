@@ -15,8 +15,8 @@ use galen_common::record::CgroupKey;
 use galen_common::tcp_connect::ConnectStats;
 
 use super::KernelError;
+use super::report::{Histogram, ProgramTotals};
 use super::wire::{FateCounts, Wire};
-use crate::event::{Errno, Histogram, ProgramTotals};
 
 type StatsMap<V> = aya::maps::HashMap<MapData, Wire<CgroupKey>, Wire<V>>;
 
@@ -55,8 +55,8 @@ pub struct CgroupCounters {
     pub write_bytes: u64,
     /// Writes that failed.
     pub write_errors: u64,
-    /// Those by errno; less than `write_errors` when the kernel's map was full.
-    pub errnos: Vec<(Errno, u64)>,
+    /// Those by positive errno; less than `write_errors` when the kernel's map was full.
+    pub errnos: Vec<(u32, u64)>,
     /// Writes that did not fail, nanoseconds.
     pub write_latency_ns: Histogram,
 }
@@ -123,7 +123,7 @@ impl Counters {
         for entry in self.errors.iter() {
             let (Wire(key), count) = entry.map_err(map_failed(map_names::WRITE_ERRORS))?;
             let cgroup = reading.cgroups.entry(key.cgroup_id).or_default();
-            cgroup.errnos.push((Errno(key.errno), count));
+            cgroup.errnos.push((key.errno, count));
         }
         let connects = reading.cgroups.values().flat_map(|cgroup| cgroup.connects).sum::<u64>();
         let writes = reading.cgroups.values().map(|cgroup| cgroup.writes + cgroup.write_errors).sum::<u64>();

@@ -112,15 +112,21 @@ impl Core {
 
         let outer =
             ebpf.take_map(map_names::EVENT_RINGS).ok_or(KernelError::MissingMap(map_names::EVENT_RINGS))?;
-        let rings = Rings::create(outer, rings, ring_bytes)?;
         let oom = ebpf.take_map(map_names::OOM_RING).ok_or(KernelError::MissingMap(map_names::OOM_RING))?;
         let oom_ring = OomRing::create(oom)?;
         let diagnostics = Diagnostics::take(&mut ebpf);
         let mut counters = Counters::take(&mut ebpf)?;
         counters.prepare(u64::from(shards))?;
-        let report = Arc::new(ladder::attach_all(&mut ebpf, kernel, &offers, &mut counters));
+        // Each ring that is put into its map waits for a grace period of the kernel, some 15 ms, and the
+        // verifier takes about as long for the first program. An event in between is counted as `no_ring`.
+        let (rings, report) = std::thread::scope(|scope| {
+            let creating = scope.spawn(|| Rings::create(outer, rings, ring_bytes));
+            let report = ladder::attach_all(&mut ebpf, kernel, &offers, &mut counters);
+            let lost = || Err(KernelError::Ring("making them ended in a panic".to_owned()));
+            (creating.join().unwrap_or_else(|_| lost()), Arc::new(report))
+        });
         Ok(Self {
-            rings,
+            rings: rings?,
             oom_ring,
             counters,
             shards: u64::from(shards),

@@ -8,7 +8,6 @@
 
 pub mod btf;
 pub mod cgroups;
-pub mod clock;
 mod counters;
 mod diagnostics;
 pub mod host;
@@ -16,20 +15,14 @@ mod ladder;
 pub mod layout;
 mod load;
 mod object;
+mod report;
 mod rings;
-pub mod symbols;
 pub mod tracefs;
 mod wire;
-
-use std::sync::Arc;
 
 pub use counters::{CgroupCounters, Counters, KernelFates, Reading};
 pub use diagnostics::Diagnostics;
 pub use ladder::Rung;
 pub use load::{Core, KernelError, Programs};
+pub use report::{Histogram, ProbeInfo, ProgramTotals, Report};
 pub use rings::{OomRing, Rings};
-
-use crate::event::ProbeInfo;
-
-/// What runs in the kernel, for the start-up report, `/metrics` and the doctor.
-pub type Report = Arc<Vec<ProbeInfo>>;

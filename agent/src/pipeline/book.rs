@@ -7,7 +7,7 @@ use std::time::Duration;
 use galen_common::histogram::{BUCKETS, bucket_range};
 
 use super::fates::Fates;
-use crate::event::{CgroupTotals, Identity, OomScope, Probe, SubjectWindow, Tick, Totals, WallTime};
+use crate::event::{CgroupTotals, Errno, Identity, OomScope, Probe, SubjectWindow, Tick, Totals, WallTime};
 use crate::identity::Cgroups;
 use crate::kernel::{CgroupCounters, Counters, KernelError, Reading, Report};
 
@@ -190,11 +190,12 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 fn named(identity: Arc<Identity>, counts: CgroupCounters, oom_kills: [u64; 3]) -> CgroupTotals {
-    let mut write_errors = counts.errnos;
+    let mut write_errors: Vec<(Errno, u64)> =
+        counts.errnos.into_iter().map(|(errno, count)| (Errno(errno), count)).collect();
     // Errors that found no room of their own in the kernel's map.
     let named: u64 = write_errors.iter().map(|(_, count)| count).sum();
     if counts.write_errors > named {
-        write_errors.push((crate::event::Errno(0), counts.write_errors - named));
+        write_errors.push((Errno(0), counts.write_errors - named));
     }
     write_errors.sort_unstable();
     let scopes = [OomScope::Memcg, OomScope::Global, OomScope::Unknown];

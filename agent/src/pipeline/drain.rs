@@ -8,13 +8,13 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
 use super::book::Book;
+use super::clock::monotonic;
 use super::enrich::Enricher;
 use super::losses::Losses;
 use super::outlet::Outlet;
 use crate::config::Config;
 use crate::event::decode::{DecodeError, Raw, decode};
 use crate::event::{Body, Event, OomScope, Probe, WallTime};
-use crate::kernel::clock::monotonic;
 use crate::kernel::{Diagnostics, OomRing, Rings};
 
 /// Records taken from each ring before other work gets its turn.

@@ -6,6 +6,7 @@
 //! not fit is counted there.
 
 mod book;
+mod clock;
 mod drain;
 mod enrich;
 mod fates;

@@ -107,18 +107,16 @@ impl Outlet {
         self.publish(faults::to_event(&signal, Arc::clone(&self.node)));
         // Healing is never waited for: a full queue means that more faults come than it may act on anyway.
         if let Err(error) = self.signals.try_send(signal) {
-            let signal = match &error {
-                mpsc::error::TrySendError::Full(signal) | mpsc::error::TrySendError::Closed(signal) => signal,
+            let (signal, reason, why) = match &error {
+                mpsc::error::TrySendError::Full(signal) => (signal, "queue_full", "has too much to do"),
+                mpsc::error::TrySendError::Closed(signal) => (signal, "ended", "has ended"),
             };
             tracing::warn!(
                 signal = signal.fault.signal.name(),
                 subject = %signal.fault.subject,
-                "healing has too much to do and does not see this fault"
+                "healing {why} and does not see this fault"
             );
-            self.say(
-                signal.time,
-                Body::Lost(crate::event::Lost { probe: "healing", reason: "queue_full", count: 1 }),
-            );
+            self.say(signal.time, Body::Lost(crate::event::Lost { probe: "healing", reason, count: 1 }));
         }
     }
 

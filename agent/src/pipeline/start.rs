@@ -11,15 +11,17 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::book::Book;
+use super::clock::monotonic;
 use super::drain::Drain;
 use super::enrich::Enricher;
 use super::outlet::{Outlet, Parts};
-use crate::config::{Config, Output};
+use crate::config::{Config, Mode, Output};
 use crate::event::FaultSignal;
-use crate::identity::Cgroups;
+use crate::healing::audit::Audit;
+use crate::healing::policy::PolicySet;
+use crate::healing::{Ends, Healer, HealerClient};
+use crate::identity::{Cgroups, OomFunctions};
 use crate::kernel::cgroups::Hierarchies;
-use crate::kernel::clock::monotonic;
-use crate::kernel::symbols::OomFunctions;
 use crate::kernel::{Core, Report};
 use crate::server::{Readiness, Server, State};
 use crate::sink::history::History;
@@ -56,7 +58,7 @@ pub struct Options {
     /// The effective configuration.
     pub config: Config,
     /// Gives the configuration anew, or says why it cannot and gives `None`.
-    pub reload: Box<dyn Fn() -> Option<Config> + Send>,
+    pub reload: Box<dyn Fn() -> Option<Config> + Send + Sync>,
     /// Told to read the configuration again.
     pub reload_requests: mpsc::Receiver<()>,
     /// Ends the agent.
@@ -83,7 +85,10 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         output => Some(Stdout::start(output, Arc::clone(&node)).map_err(StartError::Thread)?),
     };
     let printer = stdout.as_ref().map(Stdout::printer);
+    let audit = Audit::start(&config.state_dir).map_err(StartError::Thread)?;
 
+    let oom_functions = Arc::new(OnceLock::new());
+    let symbols = read_oom_functions(&config.host.proc, &oom_functions);
     let hierarchies = Hierarchies::find(&config.host.proc, &config.host.cgroup).unwrap_or_default();
     let core = start_core(&config, &hierarchies);
     let loaded = LoadedCore::split(core);
@@ -111,8 +116,6 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         },
         &config,
     );
-    let oom_functions = Arc::new(OnceLock::new());
-    read_oom_functions(&config.host.proc, &oom_functions);
     let drain = Drain {
         notify: Arc::new(Notify::new()),
         book: Arc::clone(&book),
@@ -133,9 +136,14 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let drain_end = CancellationToken::new();
     let drained = tokio::spawn(drain.run(drain_end.clone()));
 
+    let ends = Ends { signals: signals_taken, events: healing_said, audit };
+    let healer =
+        Healer::spawn(start_policies(&config), &config.healing, ends, Arc::clone(&node), shutdown.clone());
+    let (healing_mode, healing_mode_shown) = watch::channel(config.healing.mode);
+
     let state = State {
         node,
-        healing_mode: config.healing.mode,
+        healing_mode: healing_mode_shown,
         series_max: config.metrics.series_max,
         totals: {
             let book = Arc::clone(&book);
@@ -148,10 +156,16 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         counters,
     };
     tasks.spawn(listen(config.listen, state, shutdown.clone()));
-    readiness.send_replace(readiness_of(&loaded.report, loaded.failure.as_deref()));
-    tasks.spawn(follow_reloads(reload, reload_requests, reloads, shutdown.clone()));
+    let ready = readiness_of(&loaded.report, loaded.failure.as_deref());
+    tasks.spawn(async move {
+        // Until then the scope of an OOM kill is unknown. What went wrong with it is said there.
+        let _ = symbols.await;
+        readiness.send_replace(ready);
+    });
+    let reloading = Reloading { reload, rules: reloads, healer: healer.client(), healing_mode };
+    tasks.spawn(healer.join());
+    tasks.spawn(follow_reloads(reloading, reload_requests, shutdown.clone()));
 
-    let _ = (signals_taken, healing_said);
     shutdown.cancelled().await;
     tracing::info!("ending");
     drain_end.cancel();
@@ -265,27 +279,80 @@ async fn listen(addr: std::net::SocketAddr, state: State, shutdown: Cancellation
     }
 }
 
-async fn follow_reloads(
-    reload: Box<dyn Fn() -> Option<Config> + Send>,
-    mut requests: mpsc::Receiver<()>,
-    reloads: mpsc::Sender<Arc<Config>>,
-    shutdown: CancellationToken,
-) {
+/// The policies that the agent starts with: what is wrong is said, and the good ones run.
+fn start_policies(config: &Config) -> PolicySet {
+    let (policies, findings) = PolicySet::load_good(&config.healing);
+    for finding in findings {
+        if finding.is_error() {
+            tracing::error!("{finding}");
+        } else {
+            tracing::warn!("{finding}");
+        }
+    }
+    if !policies.policies.is_empty() {
+        let mode = config.healing.mode;
+        tracing::info!("healing mode {}, policies in force: {}", mode.name(), policies.policies.len());
+    }
+    policies
+}
+
+/// Whom a new configuration concerns.
+struct Reloading {
+    reload: Box<dyn Fn() -> Option<Config> + Send + Sync>,
+    rules: mpsc::Sender<Arc<Config>>,
+    healer: HealerClient,
+    healing_mode: watch::Sender<Mode>,
+}
+
+async fn follow_reloads(reloading: Reloading, mut requests: mpsc::Receiver<()>, shutdown: CancellationToken) {
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
             request = requests.recv() => if request.is_none() { return },
         }
-        if let Some(config) = reload()
-            && reloads.send(Arc::new(config)).await.is_ok()
-        {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = reloading.once() => {}
+        }
+    }
+}
+
+impl Reloading {
+    async fn once(&self) {
+        let Some(config) = (self.reload)() else {
+            tracing::error!("the configuration is not taken; the one before goes on");
+            return;
+        };
+        let policies = reload_policies(&config);
+        self.healing_mode.send_replace(config.healing.mode);
+        let healed = self.healer.reload(policies, config.healing.clone()).await;
+        if self.rules.send(Arc::new(config)).await.is_ok() && healed {
             tracing::info!("the configuration was read again");
         }
     }
 }
 
+/// The policies after a reload, or `None` when anything is wrong with any of them.
+fn reload_policies(config: &Config) -> Option<PolicySet> {
+    match PolicySet::load(&config.healing) {
+        Ok((policies, warnings)) => {
+            for warning in warnings {
+                tracing::warn!("{warning}");
+            }
+            Some(policies)
+        }
+        Err(errors) => {
+            for error in errors {
+                tracing::error!("{error}");
+            }
+            tracing::error!("the policies are not taken; those before go on");
+            None
+        }
+    }
+}
+
 /// Reading some hundred thousand symbols takes longer than everything else at the start, so it runs beside.
-fn read_oom_functions(proc: &Path, functions: &Arc<OnceLock<OomFunctions>>) {
+fn read_oom_functions(proc: &Path, functions: &Arc<OnceLock<OomFunctions>>) -> tokio::task::JoinHandle<()> {
     let (proc, functions) = (proc.to_path_buf(), Arc::clone(functions));
     tokio::task::spawn_blocking(move || match OomFunctions::read(&proc) {
         Ok(found) => {
@@ -295,7 +362,7 @@ fn read_oom_functions(proc: &Path, functions: &Arc<OnceLock<OomFunctions>>) {
             "{} cannot be read ({error}): the scope of OOM kills stays unknown",
             proc.join("kallsyms").display()
         ),
-    });
+    })
 }
 
 /// Holds the state folder for this process. A folder that cannot be made or written is said and done

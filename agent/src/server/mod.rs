@@ -85,7 +85,7 @@ pub struct State {
     /// The node's name.
     pub node: Arc<str>,
     /// Whether decided actions are carried out.
-    pub healing_mode: Mode,
+    pub healing_mode: watch::Receiver<Mode>,
     /// Series of one family with identity labels.
     pub series_max: usize,
     /// Reads the counters.

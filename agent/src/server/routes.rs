@@ -121,7 +121,7 @@ async fn status(Extract(app): Extract<Arc<App>>) -> Response {
         "health": *health,
         "probes": probes(&totals),
         "events": fates(&totals.fates),
-        "healing": { "mode": app.state.healing_mode },
+        "healing": { "mode": *app.state.healing_mode.borrow() },
     }))
     .into_response()
 }

@@ -47,7 +47,7 @@ async fn start() -> Fixture {
     let history = Arc::new(History::new("node-1".into()));
     let state = State {
         node: "node-1".into(),
-        healing_mode: Mode::DryRun,
+        healing_mode: watch::channel(Mode::DryRun).1,
         series_max: 10,
         totals: Arc::new(move || {
             read.fetch_add(1, Ordering::Relaxed);

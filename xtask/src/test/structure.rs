@@ -15,7 +15,7 @@ const LONGEST_FILE: usize = 600;
 ///
 /// Modules that are not named here (configuration, what several stages share) may be used by all of
 /// them. The glue comes last, since it starts everything.
-const STAGES: [&str; 11] = [
+const STAGES: [&str; 13] = [
     "kernel",
     "event",
     "identity",
@@ -27,6 +27,8 @@ const STAGES: [&str; 11] = [
     "healing",
     "sink",
     "server",
+    "pipeline",
+    "cli",
 ];
 
 pub(super) fn run(_: &Context) -> Result<Outcome> {

@@ -206,7 +206,7 @@ async fn capture(source: Option<impl AsyncRead + Unpin>, kept: &mut Vec<u8>) {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 
     use super::*;
 
@@ -216,8 +216,12 @@ mod tests {
     fn script(text: &str) -> (tempfile::TempDir, PathBuf, AllowList) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("program");
-        std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+        let draft = dir.path().join("draft");
+        std::fs::write(&draft, format!("#!/bin/sh\n{text}\n")).unwrap();
+        std::fs::set_permissions(&draft, PermissionsExt::from_mode(0o755)).unwrap();
+        // What this process wrote itself may be open in a child of another test, and so "busy".
+        let copied = std::process::Command::new("cp").arg("-p").args([&draft, &path]).status().unwrap();
+        assert!(copied.success());
         let allow = AllowList::new(std::slice::from_ref(&path));
         (dir, path, allow)
     }
@@ -255,21 +259,29 @@ mod tests {
     #[tokio::test]
     async fn the_deadline_kills_the_children_too() {
         let dir = tempfile::tempdir().unwrap();
-        let note = dir.path().join("child");
-        // The child holds the write end of a fifo open: reading it ends only once the child is dead.
-        let text = "mkfifo \"$1\"; sleep 300 > \"$1\" & exec sleep 300";
-        let note_text = note.display().to_string();
-        let args = [note_text.as_str()];
-        let run = run_script(text, &args, Duration::from_millis(1500));
-        let watch = tokio::task::spawn_blocking(move || {
-            while !note.exists() {
-                std::thread::yield_now();
+        let fifo = dir.path().join("fifo");
+        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        let open = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&fifo);
+        let mut reader = open.unwrap();
+        // The child holds the fifo open for as long as it lives.
+        let text = "(echo up; exec sleep 300) > \"$1\" & exec sleep 300";
+        let args = [fifo.to_str().unwrap()];
+        let outcome = run_script(text, &args, Duration::from_secs(2)).await;
+        let Outcome::Ambiguous(reason) = outcome else { panic!("{outcome:?}") };
+        assert!(reason.contains("did not end within 2s"), "{reason}");
+        let gone = async {
+            let (mut said, mut buffer) = (Vec::new(), [0; 16]);
+            loop {
+                match std::io::Read::read(&mut reader, &mut buffer) {
+                    Ok(0) => return said,
+                    Ok(read) => said.extend_from_slice(&buffer[..read]),
+                    Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock),
+                }
+                tokio::task::yield_now().await;
             }
-            std::fs::read(note)
-        });
-        let Outcome::Ambiguous(reason) = run.await else { panic!("expected a timeout") };
-        assert!(reason.contains("did not end within 1s 500ms"), "{reason}");
-        tokio::time::timeout(LONG, watch).await.expect("the child lives on").unwrap().unwrap();
+        };
+        let said = tokio::time::timeout(LONG, gone).await.expect("the child lives on");
+        assert_eq!(said, b"up\n", "the child was there");
     }
 
     #[test]

@@ -41,6 +41,7 @@ impl Actor {
                 Err(error) => Outcome::Refused(error.to_string()),
             },
             Act::Log { text, level } => {
+                let text = one_line(text);
                 match level {
                     Level::Info => tracing::info!(target: "galen::healing", "{text}"),
                     Level::Warn => tracing::warn!(target: "galen::healing", "{text}"),
@@ -52,10 +53,14 @@ impl Actor {
     }
 }
 
+/// Values of a signal are chosen by others, and must not look like lines of the log.
+fn one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
 /// Text from outside, on one line and of bounded length.
 fn quote(text: &str) -> String {
-    let mut quoted: String =
-        text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).take(QUOTE_MAX + 1).collect();
+    let mut quoted: String = one_line(text.trim()).chars().take(QUOTE_MAX + 1).collect();
     if quoted.chars().count() > QUOTE_MAX {
         quoted = quoted.chars().take(QUOTE_MAX).chain(['…']).collect();
     }

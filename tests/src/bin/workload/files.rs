@@ -1,8 +1,9 @@
 //! Writes whose number and bytes are known.
 
 use std::fs::File;
-use std::io::{self, IoSlice, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -33,6 +34,30 @@ pub(crate) fn one(file: &str, bytes: u64) -> Result<Value> {
     let buffer = vec![b'x'; usize::try_from(bytes).context("too large")?];
     let written = create(file)?.write(&buffer).context("write")?;
     Ok(json!({"writes": 1, "bytes": written}))
+}
+
+/// Writes to what is no regular file.
+pub(crate) fn others(times: u64) -> Result<Value> {
+    let mut null = File::options().write(true).open("/dev/null").context("cannot open /dev/null")?;
+    let (mut out, mut into) = io::pipe().context("no pipe")?;
+    let (near, mut far) = UnixStream::pair().context("no pair of sockets")?;
+    let mut taken = [0; 1];
+    for _ in 0..times {
+        null.write_all(b"x").context("/dev/null")?;
+        into.write_all(b"x").context("a pipe")?;
+        out.read_exact(&mut taken).context("a pipe")?;
+        // Not `send`, which is another call.
+        let sent = write_byte(near.as_raw_fd());
+        whole(sent, 1, "write to a socket")?;
+        far.read_exact(&mut taken).context("a socket")?;
+    }
+    Ok(json!({"writes": times * 3}))
+}
+
+/// The call itself: the standard library takes another one for sockets.
+fn write_byte(fd: RawFd) -> isize {
+    // SAFETY: the buffer is one static byte and the length is 1; the descriptor is open while we run.
+    unsafe { libc::write(fd, b"x".as_ptr().cast(), 1) }
 }
 
 /// Writes until nothing fits any more. The last write that fits is a short one: the chunks are no divisor
@@ -76,7 +101,8 @@ fn vector(fd: RawFd, pieces: &[IoSlice<'_>; 3], way: Way) -> isize {
         match way {
             Way::Writev => libc::writev(fd, start, count),
             Way::Pwritev => libc::pwritev(fd, start, count, 0),
-            Way::Pwritev2 => libc::pwritev2(fd, start, count, 0, 0),
+            // A C library may take the older call where no flag is set.
+            Way::Pwritev2 => libc::syscall(libc::SYS_pwritev2, fd, start, count, 0, 0, 0) as isize,
         }
     }
 }

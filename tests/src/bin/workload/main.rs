@@ -36,6 +36,7 @@ usage: galen-workload [--wait] [--netns FILE] COMMAND
   try-connect ADDR N            N TCP connects to ADDR, whatever becomes of them
   write-mix FILE N              N calls each of write, pwrite64, writev, pwritev, pwritev2
   write-one FILE BYTES          one call of write
+  write-others N                N writes each to /dev/null, a pipe and a socket
   fill FILE                     writes until the filesystem is full
 example: galen-workload pwrite-file 100000 /var/tmp";
 
@@ -61,6 +62,7 @@ fn run(words: &[&str]) -> Result<Value> {
         ["try-connect", addr, times] => return try_connect(addr, number(times)?),
         ["write-mix", file, times] => return files::mix(file, number(times)?),
         ["write-one", file, bytes] => return files::one(file, number(bytes)?),
+        ["write-others", times] => return files::others(number(times)?),
         ["fill", file] => return files::fill(file),
         ["pwrite-null", times] => {
             let file = OpenOptions::new().write(true).open("/dev/null").context("cannot open /dev/null")?;

@@ -6,7 +6,7 @@ use crate::event::WallTime;
 
 /// CLOCK_MONOTONIC: since boot, without the time the host slept. The clock of `bpf_ktime_get_ns`.
 #[must_use]
-pub fn monotonic() -> Duration {
+pub(super) fn monotonic() -> Duration {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the pointer is to a timespec of ours; the clock exists on every Linux.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
@@ -15,7 +15,7 @@ pub fn monotonic() -> Duration {
 
 /// Turns times of records into wall time.
 #[derive(Clone, Copy, Debug)]
-pub struct WallClock {
+pub(super) struct WallClock {
     /// Wall time at boot, nanoseconds since 1970.
     boot_ns: i128,
 }
@@ -23,13 +23,13 @@ pub struct WallClock {
 impl WallClock {
     /// Reads both clocks. To be read again now and then, as wall time is set and slewed.
     #[must_use]
-    pub fn read() -> Self {
+    pub(super) fn read() -> Self {
         Self { boot_ns: i128::from(WallTime::now().0) - nanos(monotonic()) }
     }
 
     /// The wall time of a time of CLOCK_MONOTONIC in nanoseconds.
     #[must_use]
-    pub fn at(self, mono_ns: u64) -> WallTime {
+    pub(super) fn at(self, mono_ns: u64) -> WallTime {
         WallTime(u64::try_from(self.boot_ns + i128::from(mono_ns)).unwrap_or(0))
     }
 }

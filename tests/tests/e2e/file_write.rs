@@ -1,0 +1,220 @@
+//! Writes: exact numbers whatever the hook, and the right names.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use galen_tests::agent::Agent;
+use galen_tests::cgroup::Cgroup;
+use galen_tests::command::finish;
+use galen_tests::load::{Done, Load};
+use galen_tests::tmpfs::Tmpfs;
+use serde_json::Value;
+use tempfile::TempDir;
+
+fn text(path: &Path) -> Result<&str> {
+    path.to_str().context("a path that is not UTF-8")
+}
+
+/// Writes and bytes of a cgroup are exactly these, and every one is in the histogram.
+fn counted(agent: &Agent, cgroup: &Cgroup, done: &Done) -> Result<()> {
+    let labels = [("cgroup", &*cgroup.path())];
+    agent.metric_becomes("galen_file_writes_total", &labels, done.number("writes"))?;
+    agent.metric_becomes("galen_file_write_bytes_total", &labels, done.number("bytes"))?;
+    agent.metric_becomes("galen_file_write_duration_seconds_count", &labels, done.number("writes"))?;
+    agent.metric_becomes("galen_file_write_errors_total", &labels, done.number("errors"))
+}
+
+fn exact_with(variant: &str) -> Result<()> {
+    let agent = Agent::start(&format!("kernel: {{ variant: {variant} }}\n"))?;
+    let metrics = agent.metrics()?;
+    for probe in ["tcp_connect", "file_write", "oom_kill"] {
+        let labels = [("probe", probe)];
+        let info: Vec<_> = metrics.with("galen_probe_info", &labels).collect();
+        ensure!(info.len() == 1 && info[0].labels["variant"] == variant, "{probe}: {info:?}");
+    }
+    let cgroup = Cgroup::new(variant)?;
+    let folder = TempDir::with_prefix("galen-test-")?;
+    let done = Load::run(&cgroup, &["write-mix", text(&folder.path().join("mix"))?, "200"])?;
+    ensure!(done.number("writes") == 1000 && done.number("bytes") == 200 * (7 + 11 + 8 + 11 + 22));
+    counted(&agent, &cgroup, &done)?;
+
+    // A full filesystem: the last write that fits returns less than it was asked to write, the next one fails.
+    let full = Cgroup::new("full")?;
+    let disk = Tmpfs::new(64 << 10)?;
+    let file = disk.path().join("file");
+    let done = Load::run(&full, &["fill", text(&file)?])?;
+    ensure!(done.number("bytes") == fs::metadata(&file)?.len(), "the load miscounts");
+    ensure!(done.number("bytes") < done.number("asked"), "no write was short");
+    counted(&agent, &full, &done)?;
+    agent.metric_becomes(
+        "galen_file_write_errors_total",
+        &[("cgroup", &full.path()), ("errno", "ENOSPC")],
+        1,
+    )?;
+    let event =
+        agent.event("file_write", |event| event["cgroup"] == full.path() && event["reason"] == "error")?;
+    ensure!(event["errno"] == "ENOSPC" && event["outcome"] == "error", "{event}");
+    ensure!(event.get("bytes").is_none(), "an error has no bytes: {event}");
+    Ok(())
+}
+
+#[test]
+fn counts_are_exact_with_typed_tracepoints() -> Result<()> {
+    exact_with("tp_btf")
+}
+
+#[test]
+fn counts_are_exact_with_raw_tracepoints() -> Result<()> {
+    exact_with("raw_tp")
+}
+
+#[test]
+fn counts_are_exact_with_classic_tracepoints() -> Result<()> {
+    exact_with("tracepoint")
+}
+
+#[test]
+fn what_is_no_regular_file_is_not_counted() -> Result<()> {
+    let agent = Agent::start("")?;
+    let cgroup = Cgroup::new("null")?;
+    Load::run(&cgroup, &["pwrite-null", "100"])?;
+    let folder = TempDir::with_prefix("galen-test-")?;
+    let done = Load::run(&cgroup, &["write-one", text(&folder.path().join("file"))?, "10"])?;
+    counted(&agent, &cgroup, &done)
+}
+
+#[test]
+fn every_write_has_a_line_when_all_are_wanted() -> Result<()> {
+    let mut agent = Agent::start("kernel: { ring_bytes: 64MiB, file_write: { emit: all } }\n")?;
+    let cgroup = Cgroup::new("all")?;
+    let folder = TempDir::with_prefix("galen-test-")?;
+    let file = folder.path().join("mix");
+    let done = Load::run(&cgroup, &["write-mix", text(&file)?, "20"])?;
+    counted(&agent, &cgroup, &done)?;
+    agent.stop()?;
+    let events = agent.events()?;
+    let ours: Vec<&Value> = events
+        .iter()
+        .filter(|event| event["kind"] == "file_write" && event["cgroup"] == cgroup.path())
+        .collect();
+    ensure!(ours.len() == 100, "{} lines for 100 writes", ours.len());
+    let sum: u64 = ours.iter().filter_map(|event| event["bytes"].as_u64()).sum();
+    ensure!(sum == done.number("bytes"), "the lines have {sum} bytes");
+    ensure!(ours[0]["reason"] == "first_touch", "{}", ours[0]);
+    for event in &ours {
+        ensure!(event["path"] == text(&file)?, "{event}");
+    }
+    ensure!(ours[1..].iter().all(|event| event["reason"] == "all"));
+    Ok(())
+}
+
+/// The event of the first touch in `cgroup`.
+fn first_touch(agent: &Agent, cgroup: &Cgroup) -> Result<Value> {
+    agent.event("file_write", |event| event["reason"] == "first_touch" && event["cgroup"] == cgroup.path())
+}
+
+#[test]
+fn a_first_touch_names_the_file_also_when_writer_and_file_are_gone() -> Result<()> {
+    let agent = Agent::start("kernel: { drain_interval: 500ms }\n")?;
+    let cgroup = Cgroup::new("touch")?;
+    let folder = TempDir::with_prefix("galen-test-")?;
+    let deep = folder.path().join("a/b c/d.e");
+    fs::create_dir_all(&deep)?;
+    let file = deep.join("some \"file\"");
+    let load = Load::start(&cgroup, &["write-one", text(&file)?, "100"])?;
+    let pid = load.pid();
+    load.finish()?;
+    let inode = std::os::unix::fs::MetadataExt::ino(&fs::metadata(&file)?);
+    fs::remove_file(&file)?;
+    fs::remove_dir_all(folder.path().join("a"))?;
+    let event = first_touch(&agent, &cgroup)?;
+    ensure!(event["path"] == text(&file)?, "{event}");
+    ensure!(event["inode"] == inode && event["bytes"] == 100 && event["outcome"] == "ok", "{event}");
+    ensure!(event["pid"] == pid && event["comm"] == "galen-workload", "{event}");
+    ensure!(event["dev"].as_str().is_some_and(|dev| dev.contains(':')), "{event}");
+    Ok(())
+}
+
+#[test]
+fn a_second_touch_is_silent_and_that_of_another_cgroup_is_not() -> Result<()> {
+    let agent = Agent::start("")?;
+    let folder = TempDir::with_prefix("galen-test-")?;
+    let file = folder.path().join("shared");
+    let (one, other) = (Cgroup::new("one")?, Cgroup::new("other")?);
+    for cgroup in [&one, &one, &other] {
+        Load::run(cgroup, &["write-one", text(&file)?, "10"])?;
+    }
+    first_touch(&agent, &other)?;
+    let events = agent.events()?;
+    let of = |cgroup: &Cgroup| events.iter().filter(|event| event["cgroup"] == cgroup.path()).count();
+    ensure!((of(&one), of(&other)) == (1, 1), "{events:?}");
+    Ok(())
+}
+
+/// Filesystems come and go, several within a second where containers start; and the kernel hands the device
+/// number of one that is gone to the next.
+#[test]
+fn a_file_is_named_by_the_filesystem_that_is_mounted_now() -> Result<()> {
+    let agent = Agent::start("")?;
+    for round in 0..4 {
+        let disk = Tmpfs::new(1 << 20)?;
+        let cgroup = Cgroup::new("mount")?;
+        let file = disk.path().join("file");
+        Load::run(&cgroup, &["write-one", text(&file)?, "10"])?;
+        let event = first_touch(&agent, &cgroup)?;
+        ensure!(event["path"] == text(&file)?, "round {round}: {event}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_slow_write_has_an_event_of_its_own() -> Result<()> {
+    let agent = Agent::start("kernel: { file_write: { slow: 200us, first_touch: false } }\n")?;
+    let cgroup = Cgroup::new("slow")?;
+    let disk = Tmpfs::new(64 << 20)?;
+    let file = disk.path().join("file");
+    Load::run(&cgroup, &["write-one", text(&file)?, "16777216"])?;
+    let event = agent.event("file_write", |event| event["cgroup"] == cgroup.path())?;
+    ensure!(event["reason"] == "slow" && event["bytes"] == 16_777_216, "{event}");
+    ensure!(event["latency_us"].as_u64().is_some_and(|us| us >= 200), "{event}");
+    ensure!(event["path"] == text(&file)?, "{event}");
+    // In the histogram it is over the bound that it is over.
+    let labels = [("cgroup", &*cgroup.path()), ("le", "+Inf")];
+    agent.metric_becomes("galen_file_write_duration_seconds_bucket", &labels, 1)?;
+    let sum = agent.metrics()?.sum("galen_file_write_duration_seconds_sum", &[("cgroup", &cgroup.path())]);
+    ensure!((0.0002..60.0).contains(&sum), "{sum} s");
+    Ok(())
+}
+
+#[test]
+fn without_events_the_counters_still_count() -> Result<()> {
+    let agent = Agent::start("kernel: { file_write: { emit: none } }\n")?;
+    let cgroup = Cgroup::new("silent")?;
+    let folder = TempDir::with_prefix("galen-test-")?;
+    let done = Load::run(&cgroup, &["write-mix", text(&folder.path().join("mix"))?, "10"])?;
+    counted(&agent, &cgroup, &done)?;
+    ensure!(agent.events()?.iter().all(|event| event["kind"] != "file_write"), "an event was printed");
+    Ok(())
+}
+
+/// A shell's redirection, as people write it: the workload is not the only program that can be seen.
+#[test]
+fn a_shell_that_writes_is_seen_by_name() -> Result<()> {
+    let agent = Agent::start("")?;
+    let cgroup = Cgroup::new("shell")?;
+    let folder = TempDir::with_prefix("galen-test-")?;
+    let file = folder.path().join("from a shell");
+    let script = format!(
+        "echo $$ > {}/cgroup.procs; exec sh -c 'echo hello > \"$0\"' \"$1\"",
+        cgroup.folder.display()
+    );
+    let done = finish(
+        std::process::Command::new("sh").args(["-c", &script, "sh", text(&file)?]),
+        std::time::Duration::from_secs(10),
+    )?;
+    ensure!(done.status.success(), "{}", done.stderr);
+    let event = agent.event("file_write", |event| event["path"] == text(&file).unwrap_or_default())?;
+    ensure!(event["comm"] == "sh" && event["bytes"] == 6 && event["cgroup"] == cgroup.path(), "{event}");
+    Ok(())
+}

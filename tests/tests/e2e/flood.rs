@@ -1,0 +1,133 @@
+//! More events than can be carried: the counters stay exact, and what is lost is said.
+
+use anyhow::{Result, ensure};
+use galen_tests::agent::{Agent, SOON};
+use galen_tests::cgroup::Cgroup;
+use galen_tests::load::Load;
+use galen_tests::metrics::Metrics;
+use galen_tests::wait::{Look, eventually, pass};
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// The smallest rings there are, and every write into them.
+const FLOODED: &str = "kernel: { ring_bytes: 64KiB, file_write: { emit: all } }\n";
+const WRITES: u64 = 200_000;
+const WRITERS: u64 = 3;
+
+fn lost(metrics: &Metrics) -> f64 {
+    metrics.sum("galen_events_dropped_total", &[("probe", "file_write"), ("reason", "ring_full")])
+}
+
+/// Starts the writers; each makes exactly [`WRITES`] writes of one byte.
+fn writers(cgroup: &Cgroup, folder: &TempDir) -> Result<Vec<Load>> {
+    let folder = folder.path().display().to_string();
+    let writes = WRITES.to_string();
+    (0..WRITERS).map(|_| Load::start(cgroup, &["pwrite-file", &writes, &folder])).collect()
+}
+
+/// Nothing is in flight any more, and what was seen is what was counted: of all cgroups, both ways.
+fn settles(agent: &Agent) -> Result<()> {
+    eventually(SOON, "the books to balance", || {
+        let metrics = agent.metrics()?;
+        let of = |name: &str| metrics.sum(name, &[("probe", "file_write")]);
+        let (seen, in_flight) = (of("galen_events_seen_total"), of("galen_events_in_flight"));
+        let counted =
+            metrics.sum("galen_file_writes_total", &[]) + metrics.sum("galen_file_write_errors_total", &[]);
+        Ok(if in_flight == 0.0 && seen == counted {
+            Look::Done(())
+        } else {
+            Look::NotYet(format!("seen {seen}, in flight {in_flight}, counted {counted}"))
+        })
+    })
+}
+
+fn counters_are_exact(agent: &Agent, cgroup: &Cgroup) -> Result<()> {
+    let labels = [("cgroup", &*cgroup.path())];
+    agent.metric_becomes("galen_file_writes_total", &labels, WRITES * WRITERS)?;
+    agent.metric_becomes("galen_file_write_bytes_total", &labels, WRITES * WRITERS)?;
+    agent.metric_becomes("galen_file_write_duration_seconds_count", &labels, WRITES * WRITERS)
+}
+
+fn loss_is_said(agent: &Agent) -> Result<()> {
+    let event =
+        agent.event("lost", |event| event["probe"] == "file_write" && event["reason"] == "ring_full")?;
+    ensure!(event["count"].as_u64().is_some_and(|count| count > 0), "{event}");
+    // All of it, sooner or later.
+    eventually(SOON, "the lost events to add up", || {
+        let lost = lost(&agent.metrics()?);
+        let said: u64 = agent
+            .events()?
+            .iter()
+            .filter(|event| event["probe"] == "file_write" && event["reason"] == "ring_full")
+            .filter_map(|event| event["count"].as_u64())
+            .sum();
+        #[allow(clippy::cast_precision_loss, reason = "some hundred thousand")]
+        let said = said as f64;
+        Ok(if said == lost { Look::Done(()) } else { Look::NotYet(format!("said {said}, lost {lost}")) })
+    })
+}
+
+#[test]
+fn a_flood_costs_records_and_no_counts() -> Result<()> {
+    let agent = Agent::start(FLOODED)?;
+    let (cgroup, folder) = (Cgroup::new("flood")?, TempDir::with_prefix("galen-test-")?);
+    let mut scrapes = 0;
+    for mut writer in writers(&cgroup, &folder)? {
+        // Every scrape checks the identity, and that no counter falls.
+        let mut before = agent.metrics()?;
+        while writer.is_running()? {
+            let now = agent.metrics()?;
+            for name in ["galen_events_seen_total", "galen_events_dropped_total", "galen_file_writes_total"] {
+                ensure!(now.sum(name, &[]) >= before.sum(name, &[]), "{name} fell");
+            }
+            before = now;
+            scrapes += 1;
+        }
+        writer.finish()?;
+    }
+    ensure!(scrapes > 0, "the flood was over before it was looked at");
+    counters_are_exact(&agent, &cgroup)?;
+    ensure!(lost(&agent.metrics()?) > 0.0, "the flood did not overrun the rings: make it larger");
+    loss_is_said(&agent)?;
+    settles(&agent)
+}
+
+#[test]
+fn an_oom_kill_in_a_flood_is_not_lost() -> Result<()> {
+    let agent = Agent::start(FLOODED)?;
+    let (cgroup, folder) = (Cgroup::new("flood")?, TempDir::with_prefix("galen-test-")?);
+    let flood = writers(&cgroup, &folder)?;
+    let small = Cgroup::new("oom")?;
+    small.limit(32 << 20)?;
+    let mut victim = Load::start(&small, &["take", "64"])?;
+    victim.wait()?;
+    agent.event("oom_kill", |event| event["victim_pid"] == victim.pid())?;
+    for writer in flood {
+        writer.finish()?;
+    }
+    counters_are_exact(&agent, &cgroup)
+}
+
+#[test]
+fn an_agent_that_was_stopped_for_seconds_has_missed_no_count() -> Result<()> {
+    let agent = Agent::start(FLOODED)?;
+    let (cgroup, folder) = (Cgroup::new("stopped")?, TempDir::with_prefix("galen-test-")?);
+    agent.signal(libc::SIGSTOP)?;
+    let flood = writers(&cgroup, &folder)?;
+    for writer in flood {
+        writer.finish()?;
+    }
+    pass(Duration::from_secs(4));
+    let mark = agent.stdout.mark();
+    agent.signal(libc::SIGCONT)?;
+    counters_are_exact(&agent, &cgroup)?;
+    loss_is_said(&agent)?;
+    settles(&agent)?;
+    // What is said of health later than this comes from windows that are whole again.
+    pass(Duration::from_secs(4));
+    let events = agent.events()?;
+    let wrong = events[mark..].iter().find(|event| event["kind"] == "health" && event["to"] == "unhealthy");
+    ensure!(wrong.is_none(), "a stop of the agent is no one's illness: {wrong:?}");
+    ensure!(events[mark..].iter().all(|event| event["kind"] != "fault"), "a fault: {events:?}");
+    Ok(())
+}

@@ -1,0 +1,21 @@
+//! The galen binary on this kernel, as a user has it: every test starts the real agent and makes what it
+//! sees happen.
+//!
+//! Needs root, `ip` (iproute2) and a memory controller. Each test has a state folder, a port and cgroups of
+//! its own; what another process on the machine does is in other cgroups and disturbs none of them.
+
+mod bad_input;
+mod bounded;
+mod command_line;
+mod file_write;
+mod flood;
+mod healing;
+mod hooks;
+mod http;
+mod lifecycle;
+mod oom_kill;
+mod output;
+mod reload;
+mod tcp_connect;
+mod validate;
+mod without_types;
