@@ -185,7 +185,8 @@ mod tests {
 
     #[test]
     fn a_device_that_is_gone_keeps_its_name_until_another_one_has_its_number() {
-        let before = parse("22 20 0:40 / /mnt/old rw - tmpfs tmpfs rw\n23 20 0:41 / /mnt/gone rw - tmpfs tmpfs rw\n");
+        let before =
+            parse("22 20 0:40 / /mnt/old rw - tmpfs tmpfs rw\n23 20 0:41 / /mnt/gone rw - tmpfs tmpfs rw\n");
         let now = parse("24 20 0:40 / /mnt/new rw - tmpfs tmpfs rw\n");
         let mounts = with_gone(now, &before);
         assert_eq!(join(&mounts, dev(0, 40), "/a").as_deref(), Some("/mnt/new/a"));

@@ -352,10 +352,7 @@ fn reload_policies(config: &Config) -> Option<PolicySet> {
 }
 
 /// Reading some hundred thousand symbols takes longer than everything else at the start, so it runs beside.
-fn read_oom_functions(
-    proc: &Path,
-    functions: &Arc<OnceLock<OomFunctions>>,
-) -> tokio::task::JoinHandle<()> {
+fn read_oom_functions(proc: &Path, functions: &Arc<OnceLock<OomFunctions>>) -> tokio::task::JoinHandle<()> {
     let (proc, functions) = (proc.to_path_buf(), Arc::clone(functions));
     tokio::task::spawn_blocking(move || match OomFunctions::read(&proc) {
         Ok(found) => {

@@ -22,7 +22,9 @@ fn connects_are_seen_and_writes_are_refused_with_the_reason() -> Result<()> {
     let agent = Start::with(&yaml).start()?;
     agent.wait_ready()?;
     let metrics = agent.metrics()?;
-    for (probe, variant) in [("tcp_connect", "tracepoint"), ("oom_kill", "tracepoint"), ("file_write", "none")] {
+    for (probe, variant) in
+        [("tcp_connect", "tracepoint"), ("oom_kill", "tracepoint"), ("file_write", "none")]
+    {
         let attached = metrics.sum("galen_probe_info", &[("probe", probe), ("variant", variant)]);
         ensure!(attached == 1.0, "{probe} is not by {variant}: {}", agent.stderr.tail());
     }
@@ -35,7 +37,8 @@ fn connects_are_seen_and_writes_are_refused_with_the_reason() -> Result<()> {
     let load = Load::start_in(&cgroup, Some(&netns.file()), &["try-connect", "127.0.0.1:9", "3"])?;
     let pid = load.pid();
     load.finish()?;
-    let event = agent.event_from(0, "connect", SOON, |event| event["kind"] == "tcp_connect" && event["pid"] == pid)?;
+    let event = agent
+        .event_from(0, "connect", SOON, |event| event["kind"] == "tcp_connect" && event["pid"] == pid)?;
     ensure!(event["daddr"] == "127.0.0.1" && event["dport"] == 9, "{event}");
     // How it failed is in the socket. What is not known is absent, and nobody is said to have given up.
     ensure!(event["outcome"] == "other", "{event}");
