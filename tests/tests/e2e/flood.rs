@@ -126,8 +126,15 @@ fn an_agent_that_was_stopped_for_seconds_has_missed_no_count() -> Result<()> {
     // What is said of health later than this comes from windows that are whole again.
     pass(Duration::from_secs(4));
     let events = agent.events()?;
-    let wrong = events[mark..].iter().find(|event| event["kind"] == "health" && event["to"] == "unhealthy");
+    // Only of this test's cgroup and of the node: the host may have troubles of its own.
+    let ours = |event: &&serde_json::Value| {
+        let subject = event["subject"].as_str().unwrap_or_default();
+        subject == "node" || subject.ends_with(&cgroup.path())
+    };
+    let ill = |event: &serde_json::Value| {
+        event["kind"] == "fault" || (event["kind"] == "health" && event["to"] == "unhealthy")
+    };
+    let wrong = events[mark..].iter().filter(ours).find(|event| ill(event));
     ensure!(wrong.is_none(), "a stop of the agent is no one's illness: {wrong:?}");
-    ensure!(events[mark..].iter().all(|event| event["kind"] != "fault"), "a fault: {events:?}");
     Ok(())
 }
