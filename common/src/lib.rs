@@ -37,6 +37,8 @@ pub mod map_names {
     pub const WRITE_STATS: &str = "WRITE_STATS";
     /// Failed writes by cgroup and errno.
     pub const WRITE_ERRORS: &str = "WRITE_ERRORS";
+    /// 1 when both programs of the OOM probe are attached, so that the first to run waits for the other.
+    pub const OOM_PAIRED: &str = "OOM_PAIRED";
     /// Files already reported as touched, by cgroup, device and inode.
     pub const TOUCHED_FILES: &str = "TOUCHED_FILES";
 }

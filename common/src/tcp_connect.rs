@@ -107,8 +107,7 @@ impl TryFrom<u32> for Outcome {
     }
 }
 
-/// One connect that ended. Addresses and ports are in network byte order as the kernel holds them,
-/// except `sport`, which is in host order there (`skc_num`).
+/// One connect that ended. Addresses are in network byte order as the kernel holds them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct TcpConnectRecord {
@@ -130,9 +129,9 @@ pub struct TcpConnectRecord {
     pub reserved: u16,
     /// An [`Outcome`] as its number.
     pub outcome: u32,
-    /// The socket's error as a positive number; 0 for none.
+    /// The socket's error as a positive number; 0 for none, [`UNKNOWN`] where it cannot be read.
     pub errno: u32,
-    /// SYNs sent again.
+    /// SYNs sent again; [`UNKNOWN`] where that cannot be read.
     pub syn_retransmits: u32,
     /// Zero.
     pub reserved2: u32,
@@ -140,6 +139,8 @@ pub struct TcpConnectRecord {
 
 /// The latency of an event whose start was not seen.
 pub const LATENCY_UNKNOWN_NS: u64 = u64::MAX;
+/// What a member of the socket is when this kernel does not say where it keeps it.
+pub const UNKNOWN: u32 = u32::MAX;
 
 /// What is kept from SYN_SENT until the connect ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,6 +189,7 @@ mod tests {
         let outcome = |errno| Outcome::from_exit(7, errno);
         assert_eq!(Outcome::from_exit(TCP_ESTABLISHED, 0), Outcome::Established);
         assert_eq!(outcome(0), Outcome::Aborted);
+        assert_eq!(outcome(UNKNOWN), Outcome::Other, "nobody is known to have given up");
         assert_eq!(outcome(111), Outcome::Refused);
         assert_eq!(outcome(110), Outcome::TimedOut);
         assert_eq!(outcome(101), Outcome::Unreachable);

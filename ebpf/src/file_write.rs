@@ -6,6 +6,8 @@
 //! time overwrite each other's start; the one that finds a foreign slot is not taken for a write at all,
 //! so the array is as large as the usual range of thread ids.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, generated::bpf_probe_read_kernel_str};
@@ -234,7 +236,15 @@ fn exit<R: Current>(ctx: &impl EbpfContext, returned: i64) {
 fn count_error(cgroup_id: u64, returned: i64) {
     let key = WriteErrorKey { cgroup_id, errno: (-returned) as u32, reserved: 0 };
     if WRITE_ERRORS.get_ptr_mut(&key).is_none() {
-        let _ = WRITE_ERRORS.insert(&key, &0, u64::from(BPF_NOEXIST));
+        // On the stack, and volatile to stay there: a constant zero is folded into a setting whose default is
+        // zero, and counting would begin at what the agent decided for that.
+        let mut zero = MaybeUninit::<u64>::uninit();
+        // SAFETY: the pointer is that of a local, which is initialized from here on.
+        let zero = unsafe {
+            zero.as_mut_ptr().write_volatile(0);
+            zero.assume_init_ref()
+        };
+        let _ = WRITE_ERRORS.insert(&key, zero, u64::from(BPF_NOEXIST));
     }
     // When the map is full, the cgroup's own `errors` still has it, and user space shows the difference
     // as errors of other kinds.

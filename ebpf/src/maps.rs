@@ -8,7 +8,7 @@ use galen_common::globals::RINGS_MAX;
 use galen_common::record::CgroupKey;
 use galen_common::tcp_connect::{ConnectStart, ConnectStats};
 
-use crate::oom_kill::VictimIdentity;
+use crate::oom_kill::{Marked, VictimIdentity};
 
 #[btf_map]
 pub static EVENT_RINGS: ArrayOfMaps<RingBuf<u8, 65536>, { RINGS_MAX as usize }> = ArrayOfMaps::new();
@@ -41,3 +41,12 @@ pub static TOUCHED_FILES: LruHashMap<TouchedFileKey, u64, 1024> = LruHashMap::ne
 /// What the identity program of the OOM probe found, for the one that runs right after it on this CPU.
 #[btf_map]
 pub static OOM_VICTIM: PerCpuArray<VictimIdentity, 1> = PerCpuArray::new();
+
+/// What the other one found when it ran first: where somebody else followed the classic tracepoint before
+/// the agent did, the kernel calls that one first.
+#[btf_map]
+pub static OOM_MARKED: PerCpuArray<Marked, 1> = PerCpuArray::new();
+
+/// 1 when both are attached.
+#[btf_map]
+pub static OOM_PAIRED: Array<u32, 1> = Array::new();

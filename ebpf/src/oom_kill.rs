@@ -13,7 +13,7 @@ use galen_common::oom_kill::{OomKillRecord, STACK_DEPTH, victim_flags};
 use galen_common::record::{RecordKind, TASK_COMM_LEN};
 
 use crate::emit::{count, emit_urgent};
-use crate::maps::OOM_VICTIM;
+use crate::maps::{OOM_MARKED, OOM_PAIRED, OOM_VICTIM};
 use crate::read::{Direct, Probe, Reader};
 use crate::settings::{self, get, has};
 use crate::task::{Current, TaskIds, cgroup_id_of, current_cgroup_id, header};
@@ -30,7 +30,17 @@ pub struct VictimIdentity {
     comm: [u8; TASK_COMM_LEN],
 }
 
+/// What the classic tracepoint said, when it came before the identity.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Marked {
+    memory: Memory,
+    /// Of the victim; 0 when nothing is left here.
+    tid: u32,
+}
+
 /// What only the classic tracepoint knows.
+#[repr(C)]
 #[derive(Clone, Copy, Default)]
 struct Memory {
     flags: u32,
@@ -50,7 +60,7 @@ pub fn oom_kill_identity_btf(ctx: BtfTracePointContext) -> i32 {
     if get(&settings::OOM_EMIT_ALONE) != 0 {
         record::<Direct>(ctx.as_ptr().cast(), &identity, Memory::default());
     } else {
-        leave(&identity);
+        pair::<Direct>(ctx.as_ptr().cast(), &identity);
     }
     0
 }
@@ -63,7 +73,7 @@ pub fn oom_kill_identity_raw(ctx: RawTracePointContext) -> i32 {
     if get(&settings::OOM_EMIT_ALONE) != 0 {
         record::<Probe>(ctx.as_ptr().cast(), &identity, Memory::default());
     } else {
-        leave(&identity);
+        pair::<Probe>(ctx.as_ptr().cast(), &identity);
     }
     0
 }
@@ -83,6 +93,10 @@ pub fn oom_kill_mark(ctx: TracePointContext) -> i32 {
             (*left).known = 0;
         }
         if identity.known == 0 {
+            if is_paired() && let Some(place) = OOM_MARKED.get_ptr_mut(0) {
+                *place = Marked { memory: memory(fields), tid };
+                return 0;
+            }
             if has(&settings::OFF_TP_VICTIM_UID) {
                 identity.uid = Probe::member(fields, &settings::OFF_TP_VICTIM_UID);
             }
@@ -137,6 +151,28 @@ unsafe fn identify<R: Reader>(victim: *const u8) -> VictimIdentity {
             comm: Probe::member(victim, &settings::OFF_TASK_COMM),
         }
     }
+}
+
+/// Makes the record if the other program was here before, else leaves the identity for it.
+#[inline(always)]
+fn pair<R: Current>(ctx: *mut core::ffi::c_void, identity: &VictimIdentity) {
+    if let Some(place) = OOM_MARKED.get_ptr_mut(0) {
+        // SAFETY: the pointer is this CPU's value of the map.
+        unsafe {
+            if (*place).tid == identity.tid && identity.tid != 0 {
+                (*place).tid = 0;
+                record::<R>(ctx, identity, (*place).memory);
+                return;
+            }
+        }
+    }
+    leave(identity);
+}
+
+#[inline(always)]
+fn is_paired() -> bool {
+    // SAFETY: the pointer is the map's value.
+    OOM_PAIRED.get_ptr_mut(0).is_some_and(|paired| unsafe { *paired } != 0)
 }
 
 #[inline(always)]

@@ -136,6 +136,8 @@ settings! {
     OFF_SK_DPORT: ABSENT;
     /// `sock.__sk_common.skc_num`, host byte order.
     OFF_SK_NUM: ABSENT;
+    /// `inet_sock.inet_sport`, network byte order.
+    OFF_INET_SPORT: ABSENT;
     /// `sock.sk_protocol`.
     OFF_SK_PROTOCOL: ABSENT;
     /// `sock.sk_err`.

@@ -13,8 +13,7 @@ use galen_common::globals::emit as emit_rule;
 use galen_common::histogram::{BUCKETS, bucket_of};
 use galen_common::record::{RecordKind, TASK_COMM_LEN};
 use galen_common::tcp_connect::{
-    AF_INET, AF_INET6, ConnectStart, ConnectStats, LATENCY_UNKNOWN_NS, Outcome, TCP_SYN_SENT,
-    TcpConnectRecord,
+    AF_INET, AF_INET6, ConnectStart, ConnectStats, LATENCY_UNKNOWN_NS, Outcome, TCP_SYN_SENT, TcpConnectRecord, UNKNOWN,
 };
 
 use crate::emit::{add, count, emit};
@@ -110,7 +109,7 @@ pub fn tcp_connect_tp(ctx: TracePointContext) -> i32 {
             dport: Probe::member(record, &settings::OFF_TP_DPORT),
             saddr: [0; 16],
             daddr: [0; 16],
-            errno: 0,
+            errno: UNKNOWN,
             syn_retransmits: 0,
         };
         if at_end.family == AF_INET {
@@ -151,10 +150,23 @@ fn set_v4(address: &mut [u8; 16], v4: u32) {
 #[inline(always)]
 unsafe fn retransmits(sk: *const u8) -> u32 {
     if !has(&settings::OFF_TCP_TOTAL_RETRANS) {
-        return 0;
+        return UNKNOWN;
     }
     // SAFETY: the helper checks the address.
     unsafe { Probe::member(sk, &settings::OFF_TCP_TOTAL_RETRANS) }
+}
+
+// A socket whose connect failed has lost `skc_num` by now, and kept `inet_sport`.
+#[inline(always)]
+unsafe fn source_port<R: Reader>(sk: *const u8) -> u16 {
+    // SAFETY: passed on to the caller; the helper checks the address.
+    unsafe {
+        let number: u16 = R::member(sk, &settings::OFF_SK_NUM);
+        if number != 0 || !has(&settings::OFF_INET_SPORT) {
+            return number;
+        }
+        u16::from_be(Probe::member(sk, &settings::OFF_INET_SPORT))
+    }
 }
 
 #[inline(always)]
@@ -163,7 +175,7 @@ unsafe fn endpoints<R: Reader>(sk: *const u8) -> Endpoints {
     unsafe {
         let mut at_end = Endpoints {
             family: R::member(sk, &settings::OFF_SK_FAMILY),
-            sport: R::member(sk, &settings::OFF_SK_NUM),
+            sport: source_port::<R>(sk),
             dport: u16::from_be(R::member(sk, &settings::OFF_SK_DPORT)),
             saddr: [0; 16],
             daddr: [0; 16],
@@ -221,7 +233,7 @@ fn end(ctx: &impl EbpfContext, sk: u64, new_state: i32, at_end: &Endpoints) {
         // SAFETY: the outcome is below 8 and the bucket below BUCKETS.
         unsafe {
             add((&raw mut (*stats).outcomes).cast::<u64>().add(outcome as usize & 7), 1);
-            if at_end.syn_retransmits != 0 {
+            if at_end.syn_retransmits != 0 && at_end.syn_retransmits != UNKNOWN {
                 add(&raw mut (*stats).syn_retransmits, u64::from(at_end.syn_retransmits));
             }
             if known && outcome == Outcome::Established as u32 {

@@ -15,7 +15,7 @@ pub struct NetNs {
 impl NetNs {
     /// An address whose packets go out and are lost: a connect to it times out after some 3 s.
     pub const SILENT: &str = "192.0.2.2:80";
-    /// An address on the same network that no host has: a connect to it ends as unreachable after 1 s.
+    /// An address on the same network that no host has: a connect to it soon ends as unreachable.
     pub const NOBODY: &str = "192.0.2.3:80";
 
     /// Makes one.
@@ -46,10 +46,14 @@ impl NetNs {
         }
         for (setting, value) in [
             ("net/ipv4/tcp_syn_retries", "1"),
+            // One SYN more after 1 s, the end 2 s later; without this, newer kernels send further ones.
+            ("net/ipv4/tcp_syn_linear_timeouts", "0"),
             ("net/ipv4/neigh/near/mcast_solicit", "1"),
             ("net/ipv4/neigh/near/app_solicit", "0"),
+            // Well before the SYN is sent again after 1 s: else that one may end as timed out.
+            ("net/ipv4/neigh/near/retrans_time_ms", "200"),
         ] {
-            let script = format!("echo {value} > /proc/sys/{setting}");
+            let script = format!("! [ -e /proc/sys/{setting} ] || echo {value} > /proc/sys/{setting}");
             ip(&["netns", "exec", name, "sh", "-c", &script])?;
         }
         Ok(())

@@ -5,10 +5,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 
-/// The root of the checkout this xtask was built from.
+/// The root of the checkout that `cargo xtask` was called in.
+///
+/// Cargo says it at run time. The path this binary was built at would be another checkout's where two
+/// share a target directory, and it serves only where the binary is started without cargo.
 pub(crate) fn root() -> PathBuf {
-    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
-    package.parent().unwrap_or(package).to_path_buf()
+    let package =
+        env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
+    package.parent().map_or_else(|| package.clone(), Path::to_path_buf)
 }
 
 /// Cargo's target directory, as cargo itself would choose it.

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use galen_common::file_write::{FileWritePathRecord, FileWriteRecord, PATH_BYTES};
 use galen_common::oom_kill::{OomKillRecord, STACK_DEPTH, victim_flags};
 use galen_common::record::{Header, RecordKind, TASK_COMM_LEN, header_flags};
-use galen_common::tcp_connect::{AF_INET, AF_INET6, LATENCY_UNKNOWN_NS, TcpConnectRecord};
+use galen_common::tcp_connect::{AF_INET, AF_INET6, LATENCY_UNKNOWN_NS, TcpConnectRecord, UNKNOWN};
 
 use super::{Dev, Errno, Outcome, Probe, Reason, Task};
 
@@ -192,8 +192,8 @@ fn tcp_connect(input: &mut Input<'_>) -> Result<super::TcpConnect, DecodeError> 
         dport,
         latency_us: (latency_ns != LATENCY_UNKNOWN_NS).then_some(latency_ns / 1000),
         outcome: Outcome::try_from(outcome).map_err(|_| DecodeError::UnknownValue("outcome"))?,
-        errno: (errno != 0).then_some(Errno(errno)),
-        syn_retransmits: Some(syn_retransmits),
+        errno: (errno != 0 && errno != UNKNOWN).then_some(Errno(errno)),
+        syn_retransmits: (syn_retransmits != UNKNOWN).then_some(syn_retransmits),
     })
 }
 

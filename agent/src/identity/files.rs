@@ -3,28 +3,30 @@
 //! The kernel tells the path below the root of the filesystem; the mount table tells where that is. A file
 //! whose path the kernel could not tell is looked for among the descriptors of its writer.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use crate::event::Dev;
 use crate::event::decode::RawWrite;
 
 /// Files whose path is remembered, for records that do not carry it.
 const REMEMBERED_MAX: usize = 4096;
-/// The mount table is read again for a device that is not in it, but not more often than this.
-const REREAD_AFTER: Duration = Duration::from_secs(1);
+/// Mounts that are remembered after they are gone, for records that were made before.
+const GONE_MOUNTS_MAX: usize = 1024;
 
 /// Names files.
 pub struct Files {
     proc: PathBuf,
     mounts: Vec<Mount>,
-    read_at: Option<Instant>,
+    table: Option<File>,
     known: HashMap<(Dev, u64), Box<str>>,
 }
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Mount {
     dev: Dev,
     /// The folder of the filesystem that is mounted.
@@ -37,14 +39,15 @@ impl Files {
     /// Names files by the mount table and descriptors of this procfs.
     #[must_use]
     pub fn new(proc: &Path) -> Self {
-        Self { proc: proc.to_path_buf(), mounts: Vec::new(), read_at: None, known: HashMap::new() }
+        Self { proc: proc.to_path_buf(), mounts: Vec::new(), table: None, known: HashMap::new() }
     }
 
     /// The path of the file that was written. `None` when nobody knows it any more.
     pub fn path(&mut self, write: &RawWrite, pid: Option<u32>) -> Option<Box<str>> {
+        self.follow_mounts();
         let key = (write.dev, write.inode);
         let found = match &write.path_in_fs {
-            Some(below) => self.on_mount(write.dev, below),
+            Some(below) => join(&self.mounts, write.dev, below),
             None => match self.known.get(&key) {
                 Some(path) => return Some(path.clone()),
                 None => self.of_descriptor(write, pid?),
@@ -57,20 +60,38 @@ impl Files {
         Some(found)
     }
 
-    fn on_mount(&mut self, dev: Dev, below: &str) -> Option<Box<str>> {
-        if let Some(path) = join(&self.mounts, dev, below) {
-            return Some(path);
+    /// Reads the mount table again when it changed. The number of a device that is gone is given to the next
+    /// one, so an old table does not only lack names, it gives wrong ones.
+    fn follow_mounts(&mut self) {
+        let mut table = match self.table.take() {
+            Some(table) if !has_changed(&table) => {
+                self.table = Some(table);
+                return;
+            }
+            Some(table) => table,
+            // The first process sees the host's mounts, also when the agent is in a container.
+            None => match ["1", "self"].iter().find_map(|of| self.open_table(of)) {
+                Some(table) => table,
+                None => return,
+            },
+        };
+        let mut text = String::new();
+        if table.rewind().and_then(|()| table.read_to_string(&mut text)).is_ok() {
+            let now = parse(&text);
+            let stays = |dev: Dev| {
+                let of = |mount: &&Mount| mount.dev == dev;
+                self.mounts.iter().filter(of).eq(now.iter().filter(of))
+            };
+            let devices: HashSet<Dev> = self.known.keys().map(|(dev, _)| *dev).collect();
+            let stay: HashSet<Dev> = devices.into_iter().filter(|dev| stays(*dev)).collect();
+            self.known.retain(|(dev, _), _| stay.contains(dev));
+            self.mounts = with_gone(now, &self.mounts);
         }
-        if self.read_at.is_some_and(|at| at.elapsed() < REREAD_AFTER) {
-            return None;
-        }
-        self.read_at = Some(Instant::now());
-        // The first process sees the host's mounts, also when the agent is in a container.
-        let table = std::fs::read_to_string(self.proc.join("1/mountinfo"))
-            .or_else(|_| std::fs::read_to_string(self.proc.join("self/mountinfo")))
-            .unwrap_or_default();
-        self.mounts = parse(&table);
-        join(&self.mounts, dev, below)
+        self.table = Some(table);
+    }
+
+    fn open_table(&self, of: &str) -> Option<File> {
+        File::open(self.proc.join(of).join("mountinfo")).ok()
     }
 
     fn of_descriptor(&self, write: &RawWrite, pid: u32) -> Option<Box<str>> {
@@ -83,6 +104,22 @@ impl Files {
         let path = std::fs::read_link(&link).ok()?;
         Some(path.to_string_lossy().into())
     }
+}
+
+/// Whether the mount table is another one than at the last call (proc_pid_mounts(5)).
+fn has_changed(table: &File) -> bool {
+    let mut asked = libc::pollfd { fd: table.as_raw_fd(), events: libc::POLLPRI, revents: 0 };
+    // SAFETY: one entry that outlives the call, which does not wait. An error reads the table once more.
+    let ready = unsafe { libc::poll(&raw mut asked, 1, 0) };
+    ready != 0
+}
+
+/// The mounts that are there, and behind them those of devices that are gone and were not replaced.
+fn with_gone(mut now: Vec<Mount>, before: &[Mount]) -> Vec<Mount> {
+    let devices: HashSet<Dev> = now.iter().map(|mount| mount.dev).collect();
+    let gone = before.iter().filter(|mount| !devices.contains(&mount.dev));
+    now.extend(gone.take(GONE_MOUNTS_MAX).cloned());
+    now
 }
 
 /// Of the mounts of a device, the one that shows most of it.
@@ -144,5 +181,22 @@ mod tests {
         assert_eq!(path(dev(8, 1), "/only/thistle").as_deref(), None);
         assert_eq!(path(dev(8, 1), "/elsewhere").as_deref(), None);
         assert_eq!(path(dev(9, 9), "/x").as_deref(), None);
+    }
+
+    #[test]
+    fn a_device_that_is_gone_keeps_its_name_until_another_one_has_its_number() {
+        let before =
+            parse("22 20 0:40 / /mnt/old rw - tmpfs tmpfs rw\n23 20 0:41 / /mnt/gone rw - tmpfs tmpfs rw\n");
+        let now = parse("24 20 0:40 / /mnt/new rw - tmpfs tmpfs rw\n");
+        let mounts = with_gone(now, &before);
+        assert_eq!(join(&mounts, dev(0, 40), "/a").as_deref(), Some("/mnt/new/a"));
+        assert_eq!(join(&mounts, dev(0, 41), "/a").as_deref(), Some("/mnt/gone/a"));
+    }
+
+    #[test]
+    fn this_host_has_mounts() {
+        let mut files = Files::new(Path::new("/proc"));
+        files.follow_mounts();
+        assert!(files.table.is_some() && !files.mounts.is_empty());
     }
 }

@@ -4,8 +4,11 @@
 //! attached; what is refused is kept with the kernel's reason and the next one is tried.
 
 use aya::Ebpf;
+use aya::maps::Array;
 use aya::programs::{BtfTracePoint, Program, ProgramError, RawTracePoint, TracePoint};
 use galen_common::accounting::Probe;
+
+use galen_common::map_names;
 
 use super::counters::Counters;
 use super::host::Offers;
@@ -223,8 +226,9 @@ const fn category(probe: Probe, variant: Variant) -> &'static str {
     }
 }
 
-/// The identity program and the one that makes the record, in this order: the kernel calls them in the
-/// order of attaching, and the second uses what the first left.
+/// The identity program, and the one for the victim's memory. The second to be called makes the record with
+/// what the first left. That is mostly the order of attaching; the classic tracepoint is called first where
+/// somebody else follows it already.
 fn attach_oom(
     ebpf: &mut Ebpf,
     rung: &Rung,
@@ -239,6 +243,11 @@ fn attach_oom(
     }
     if rung.variant == Variant::Tracepoint || !offers.oom_emit_alone {
         attach_program(ebpf, OOM_MARK.0, OOM_MARK.1, "oom", offers, counters)?;
+    }
+    if rung.variant != Variant::Tracepoint && !offers.oom_emit_alone {
+        let map = ebpf.map_mut(map_names::OOM_PAIRED).ok_or("the object has no map `OOM_PAIRED`")?;
+        let mut paired: Array<_, u32> = Array::try_from(map).map_err(|error| chain(&error))?;
+        paired.set(0, 1, 0).map_err(|error| chain(&error))?;
     }
     Ok(if rung.variant != Variant::Tracepoint && offers.oom_emit_alone {
         format!("{} (without the victim's memory: no classic tracepoint)", rung.hook)

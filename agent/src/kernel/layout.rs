@@ -44,6 +44,7 @@ const MEMBERS: &[(&str, &str, &str)] = &[
     ("OFF_SK_V6_SADDR", "sock", "__sk_common.skc_v6_rcv_saddr"),
     ("OFF_SK_DPORT", "sock", "__sk_common.skc_dport"),
     ("OFF_SK_NUM", "sock", "__sk_common.skc_num"),
+    ("OFF_INET_SPORT", "inet_sock", "inet_sport"),
     ("OFF_SK_PROTOCOL", "sock", "sk_protocol"),
     ("OFF_SK_ERR", "sock", "sk_err"),
     ("OFF_TCP_TOTAL_RETRANS", "tcp_sock", "total_retrans"),

@@ -58,6 +58,10 @@ impl Enricher {
         let RawBody::OomKill(_) = raw.body else { return Arc::default() };
         let Some(pid) = raw.task.tid.or(raw.task.pid) else { return Arc::default() };
         let text = std::fs::read_to_string(self.proc.join(format!("{pid}/cgroup"))).unwrap_or_default();
+        // Of a task that is exiting the kernel says that it sits in the root of every v1 hierarchy.
+        if self.is_exiting(pid) {
+            return Arc::default();
+        }
         lock(cgroups).identity_of_proc_cgroup(&text).unwrap_or_default()
     }
 
@@ -91,6 +95,16 @@ impl Enricher {
             trigger_pid: kill.trigger_pid,
             trigger_comm: kill.trigger_comm.clone(),
         }
+    }
+
+    /// Whether the task is gone or on its way (PF_EXITING in field 9 of proc_pid_stat(5)).
+    fn is_exiting(&self, tid: u32) -> bool {
+        const PF_EXITING: u64 = 4;
+        let stat = std::fs::read_to_string(self.proc.join(format!("{tid}/stat"))).unwrap_or_default();
+        // The name in parentheses may hold anything, blanks and parentheses too.
+        let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+        let flags = fields.split_whitespace().nth(6).and_then(|flags| flags.parse::<u64>().ok());
+        flags.is_none_or(|flags| flags & PF_EXITING != 0)
     }
 
     /// Marking is not killing: whether the victim is gone, or has SIGKILL pending.

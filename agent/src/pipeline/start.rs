@@ -87,6 +87,8 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let printer = stdout.as_ref().map(Stdout::printer);
     let audit = Audit::start(&config.state_dir).map_err(StartError::Thread)?;
 
+    let oom_functions = Arc::new(OnceLock::new());
+    let symbols = read_oom_functions(&config.host.proc, &oom_functions);
     let hierarchies = Hierarchies::find(&config.host.proc, &config.host.cgroup).unwrap_or_default();
     let core = start_core(&config, &hierarchies);
     let loaded = LoadedCore::split(core);
@@ -114,8 +116,6 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         },
         &config,
     );
-    let oom_functions = Arc::new(OnceLock::new());
-    read_oom_functions(&config.host.proc, &oom_functions);
     let drain = Drain {
         notify: Arc::new(Notify::new()),
         book: Arc::clone(&book),
@@ -156,7 +156,12 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         counters,
     };
     tasks.spawn(listen(config.listen, state, shutdown.clone()));
-    readiness.send_replace(readiness_of(&loaded.report, loaded.failure.as_deref()));
+    let ready = readiness_of(&loaded.report, loaded.failure.as_deref());
+    tasks.spawn(async move {
+        // Until then the scope of an OOM kill is unknown. What went wrong with it is said there.
+        let _ = symbols.await;
+        readiness.send_replace(ready);
+    });
     let reloading = Reloading { reload, rules: reloads, healer: healer.client(), healing_mode };
     tasks.spawn(healer.join());
     tasks.spawn(follow_reloads(reloading, reload_requests, shutdown.clone()));
@@ -347,7 +352,7 @@ fn reload_policies(config: &Config) -> Option<PolicySet> {
 }
 
 /// Reading some hundred thousand symbols takes longer than everything else at the start, so it runs beside.
-fn read_oom_functions(proc: &Path, functions: &Arc<OnceLock<OomFunctions>>) {
+fn read_oom_functions(proc: &Path, functions: &Arc<OnceLock<OomFunctions>>) -> tokio::task::JoinHandle<()> {
     let (proc, functions) = (proc.to_path_buf(), Arc::clone(functions));
     tokio::task::spawn_blocking(move || match OomFunctions::read(&proc) {
         Ok(found) => {
@@ -357,7 +362,7 @@ fn read_oom_functions(proc: &Path, functions: &Arc<OnceLock<OomFunctions>>) {
             "{} cannot be read ({error}): the scope of OOM kills stays unknown",
             proc.join("kallsyms").display()
         ),
-    });
+    })
 }
 
 /// Holds the state folder for this process. A folder that cannot be made or written is said and done

@@ -51,6 +51,7 @@ fn without_root_it_says_so_and_answers() -> Result<()> {
 fn without_btf_the_other_hooks_are_used_and_it_is_said() -> Result<()> {
     let empty = TempDir::with_prefix("galen-test-")?;
     let agent = Start::with(&format!("host: {{ sys: {} }}\n", empty.path().display())).start()?;
+    agent.wait_ready()?;
     says(&agent, &[empty.path().to_str().context("UTF-8")?, "CONFIG_DEBUG_INFO_BTF"])?;
     wait_for_scopes(&agent)?;
     let cgroup = small_cgroup()?;

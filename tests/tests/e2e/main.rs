@@ -5,10 +5,12 @@
 //! its own; what another process on the machine does is in other cgroups and disturbs none of them.
 
 mod bad_input;
+mod bounded;
 mod command_line;
 mod file_write;
 mod flood;
 mod healing;
+mod hooks;
 mod http;
 mod lifecycle;
 mod oom_kill;
@@ -16,3 +18,4 @@ mod output;
 mod reload;
 mod tcp_connect;
 mod validate;
+mod without_types;

@@ -34,16 +34,16 @@ pub(super) fn run(_: &Context) -> Result<Outcome> {
 /// The advisories come from a git repository, which not every network reaches; that is not a finding
 /// about a dependency, and is told apart so that it is never taken for a pass.
 fn not_fetched(output: &Output, said: &str) -> Option<String> {
-    let line = said.lines().find(|line| line.contains("failed to fetch advisory database"))?;
-    (!output.status.success())
-        .then(|| line.split("failed").last().map_or(String::new(), |rest| format!("failed{rest}")))
+    const FAILED: &str = "failed to fetch advisory database";
+    let line = said.lines().find_map(|line| line.find(FAILED).map(|start| &line[start..]))?;
+    (!output.status.success()).then(|| line.split(" with ").next().unwrap_or(line).to_owned())
 }
 
 fn check(deny: &Path, manifest: &str) -> Command {
     let mut command = Command::new(deny);
     process::forget_cargo_run(&mut command);
     command.current_dir(paths::root()).args(["--all-features", "--manifest-path", manifest]);
-    command.args(["check", "--config"]).arg(paths::root().join("deny.toml"));
+    command.arg("--config").arg(paths::root().join("deny.toml")).arg("check");
     command
 }
 

@@ -1,0 +1,97 @@
+//! Each kind of hook sees the same.
+
+use std::net::TcpListener;
+
+use anyhow::{Context, Result, ensure};
+use galen_tests::agent::{Agent, SOON};
+use galen_tests::cgroup::Cgroup;
+use galen_tests::load::Load;
+use galen_tests::netns::NetNs;
+use serde_json::Value;
+use tempfile::TempDir;
+
+const VARIANTS: [&str; 3] = ["tp_btf", "raw_tp", "tracepoint"];
+
+/// What the agent printed of this cgroup, to its end.
+fn connects(agent: &mut Agent, cgroup: &Cgroup) -> Result<Vec<Value>> {
+    agent.stop()?;
+    agent.stdout.wait_end(SOON)?;
+    let mut events = agent.events()?;
+    events.retain(|event| event["kind"] == "tcp_connect" && event["cgroup"] == cgroup.path());
+    Ok(events)
+}
+
+#[test]
+fn connects_have_the_same_outcomes_whatever_the_hook() -> Result<()> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let listening = listener.local_addr()?.to_string();
+    // Nothing listens in a namespace of its own.
+    let netns = NetNs::new()?;
+    let silence = netns.file();
+    for variant in VARIANTS {
+        let cgroup = Cgroup::new(variant)?;
+        let mut agent =
+            Agent::start(&format!("kernel: {{ variant: {variant}, tcp_connect: {{ emit: all }} }}\n"))?;
+        Load::run(&cgroup, &["try-connect", &listening, "6"])?;
+        for (to, times) in [("127.0.0.1:9", "4"), ("[::1]:9", "3"), (NetNs::SILENT, "1")] {
+            Load::start_in(&cgroup, Some(&silence), &["try-connect", to, times])?.finish()?;
+        }
+        let path = cgroup.path();
+        for (outcome, count) in [("established", 6), ("refused", 7), ("timed_out", 1)] {
+            let labels = [("cgroup", &*path), ("outcome", outcome)];
+            agent.metric_becomes("galen_tcp_connects_total", &labels, count)?;
+        }
+        // One SYN more is what the namespace allows.
+        let labels = [("cgroup", &*path)];
+        agent.metric_becomes("galen_tcp_syn_retransmits_total", &labels, 1)?;
+        let events = connects(&mut agent, &cgroup)?;
+        ensure!(events.len() == 14, "{variant}: {} events for 14 connects", events.len());
+        let of = |outcome: &str| events.iter().filter(|event| event["outcome"] == outcome).count();
+        ensure!((of("established"), of("refused"), of("timed_out")) == (6, 7, 1), "{variant}: {events:?}");
+        let ports = events.iter().filter(|event| event["sport"].as_u64() > Some(0)).count();
+        ensure!(ports == events.len(), "{variant}: a source port is missing: {events:?}");
+        let late = events.iter().find(|event| event["outcome"] == "timed_out").context("a late one")?;
+        ensure!(late["errno"] == "ETIMEDOUT", "{variant}: {late}");
+    }
+    Ok(())
+}
+
+#[test]
+fn only_regular_files_count_unless_all_are_asked_for() -> Result<()> {
+    for variant in VARIANTS {
+        // Ninety writes to the null device, a pipe and a socket; the load's own line goes to a pipe too.
+        for (files, expected) in [("regular", 0), ("any", 91)] {
+            let cgroup = Cgroup::new(files)?;
+            let yaml = format!("kernel: {{ variant: {variant}, file_write: {{ files: {files} }} }}\n");
+            let agent = Agent::start(&yaml)?;
+            Load::run(&cgroup, &["write-others", "30"])?;
+            let folder = TempDir::with_prefix("galen-test-")?;
+            let mark = folder.path().join("mark");
+            // Seen last: what comes before it is counted by then, or never will be. It says a line as well.
+            Load::run(&cgroup, &["write-one", mark.to_str().context("UTF-8")?, "1"])?;
+            let expected = if expected == 0 { 1 } else { expected + 2 };
+            agent
+                .metric_becomes("galen_file_writes_total", &[("cgroup", &cgroup.path())], expected)
+                .with_context(|| format!("{variant}, files: {files}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// The kernel calls those who follow a tracepoint in the order in which they came.
+#[test]
+fn an_oom_kill_has_its_victim_also_when_another_tracer_was_there_first() -> Result<()> {
+    let _first = Agent::start("")?;
+    let agent = Agent::start("")?;
+    let cgroup = Cgroup::new("oom")?;
+    cgroup.limit(24 << 20)?;
+    // The victim is gone by the time the agent could look it up.
+    agent.signal(libc::SIGSTOP)?;
+    let mut victim = Load::start(&cgroup, &["take", "64"])?;
+    victim.wait()?;
+    let pid = victim.pid();
+    agent.signal(libc::SIGCONT)?;
+    let event = agent.event("oom_kill", |event| event["victim_pid"] == pid)?;
+    ensure!(event["cgroup"] == cgroup.path(), "{event}");
+    Ok(())
+}
