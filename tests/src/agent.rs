@@ -232,6 +232,18 @@ impl Agent {
         })
     }
 
+    /// Waits until the samples of this name with these labels add up to `value` or more, for what others on
+    /// this host may add to.
+    ///
+    /// # Errors
+    /// They do not in time.
+    pub fn metric_reaches(&self, name: &str, labels: Labels<'_>, value: u32) -> Result<()> {
+        eventually(SOON, format_args!("{name}{labels:?} to reach {value}"), || {
+            let sum = self.metrics()?.sum(name, labels);
+            Ok(if sum >= f64::from(value) { Look::Done(()) } else { Look::NotYet(sum.to_string()) })
+        })
+    }
+
     /// Waits for an event from `mark` on that `holds`.
     ///
     /// # Errors
