@@ -170,10 +170,16 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     tracing::info!("ending");
     drain_end.cancel();
     tasks.close();
-    if tokio::time::timeout(TASKS_DEADLINE, tasks.wait()).await.is_err() {
+    // Side by side and by one deadline, as all of it must fit into the 5 s.
+    let deadline = tokio::time::Instant::now() + TASKS_DEADLINE;
+    let (ended, drained) = tokio::join!(
+        tokio::time::timeout_at(deadline, tasks.wait()),
+        tokio::time::timeout_at(deadline, drained)
+    );
+    if ended.is_err() {
         tracing::warn!("some tasks did not end in time");
     }
-    match tokio::time::timeout(TASKS_DEADLINE, drained).await {
+    match drained {
         Ok(Ok((mut outlet, mut healing))) => {
             while let Ok(event) = healing.try_recv() {
                 outlet.publish(event);
