@@ -93,7 +93,9 @@ pub fn oom_kill_mark(ctx: TracePointContext) -> i32 {
             (*left).known = 0;
         }
         if identity.known == 0 {
-            if is_paired() && let Some(place) = OOM_MARKED.get_ptr_mut(0) {
+            if is_paired()
+                && let Some(place) = OOM_MARKED.get_ptr_mut(0)
+            {
                 *place = Marked { memory: memory(fields), tid };
                 return 0;
             }

@@ -13,7 +13,8 @@ use galen_common::globals::emit as emit_rule;
 use galen_common::histogram::{BUCKETS, bucket_of};
 use galen_common::record::{RecordKind, TASK_COMM_LEN};
 use galen_common::tcp_connect::{
-    AF_INET, AF_INET6, ConnectStart, ConnectStats, LATENCY_UNKNOWN_NS, Outcome, TCP_SYN_SENT, TcpConnectRecord, UNKNOWN,
+    AF_INET, AF_INET6, ConnectStart, ConnectStats, LATENCY_UNKNOWN_NS, Outcome, TCP_SYN_SENT,
+    TcpConnectRecord, UNKNOWN,
 };
 
 use crate::emit::{add, count, emit};
