@@ -53,22 +53,29 @@ impl Drain {
         let mut tick_timer = timer(self.window);
         let mut losses = Losses::default();
         let mut raws = Vec::with_capacity(BATCH);
+        let mut oom_watched = true;
         loop {
             let notify = Arc::clone(&self.notify);
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
-                ready = oom_ready(&mut self.rings) => {
+                ready = oom_ready(&mut self.rings), if oom_watched => {
                     if let Err(error) = ready {
                         tracing::error!("the OOM ring cannot be watched any more ({error}); it is read by the timer");
-                        self.rings_lost_watch();
+                        // An error that stays would be ready at once for ever, ahead of everything else.
+                        oom_watched = false;
                     }
                     self.drain_oom(&mut raws);
                 }
                 Some(event) = self.healing.recv() => self.outlet.publish(event),
                 Some(config) = self.reloads.recv() => self.outlet.set_rules(&config),
                 _ = tick_timer.tick() => self.tick(&mut losses),
-                _ = drain_timer.tick() => self.drain_batch(&mut raws),
+                _ = drain_timer.tick() => {
+                    if !oom_watched {
+                        self.drain_oom(&mut raws);
+                    }
+                    self.drain_batch(&mut raws);
+                }
                 () = notify.notified() => self.drain_batch(&mut raws),
             }
         }
@@ -77,10 +84,6 @@ impl Drain {
         while self.drain_once(&mut raws) > 0 && Instant::now() < deadline {}
         self.tick(&mut losses);
         (self.outlet, self.healing)
-    }
-
-    fn rings_lost_watch(&mut self) {
-        self.notify.notify_one();
     }
 
     fn drain_batch(&mut self, raws: &mut Vec<Raw>) {
