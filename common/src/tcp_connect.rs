@@ -168,8 +168,8 @@ pub struct ConnectStart {
 pub struct ConnectStats {
     /// Connects by [`Outcome`].
     pub outcomes: [u64; 8],
-    /// SYNs sent again.
-    pub syn_retransmits: u64,
+    /// SYNs sent again, by the [`Outcome`] of their connect.
+    pub syn_retransmits: [u64; 8],
     /// Sum of the latencies in `latency_us`, nanoseconds, established connects only.
     pub latency_sum_ns: u64,
     /// Established connects by latency in microseconds, see [`crate::histogram`].
@@ -178,7 +178,7 @@ pub struct ConnectStats {
 
 const _: () = assert!(size_of::<TcpConnectRecord>() == 56 + 8 + 32 + 8 + 16);
 const _: () = assert!(size_of::<ConnectStart>() == 48);
-const _: () = assert!(size_of::<ConnectStats>() == 80 + 8 * BUCKETS);
+const _: () = assert!(size_of::<ConnectStats>() == 136 + 8 * BUCKETS);
 
 #[cfg(test)]
 mod tests {

@@ -27,7 +27,7 @@ use crate::task::{Current, TaskIds, current_cgroup_id, header};
 const IPPROTO_TCP: u16 = 6;
 
 static ZERO: ConnectStats =
-    ConnectStats { outcomes: [0; 8], syn_retransmits: 0, latency_sum_ns: 0, latency_us: [0; BUCKETS] };
+    ConnectStats { outcomes: [0; 8], syn_retransmits: [0; 8], latency_sum_ns: 0, latency_us: [0; BUCKETS] };
 
 /// Where a connect stands when it ends.
 #[derive(Clone, Copy)]
@@ -235,7 +235,8 @@ fn end(ctx: &impl EbpfContext, sk: u64, new_state: i32, at_end: &Endpoints) {
         unsafe {
             add((&raw mut (*stats).outcomes).cast::<u64>().add(outcome as usize & 7), 1);
             if at_end.syn_retransmits != 0 && at_end.syn_retransmits != UNKNOWN {
-                add(&raw mut (*stats).syn_retransmits, u64::from(at_end.syn_retransmits));
+                let retransmits = (&raw mut (*stats).syn_retransmits).cast::<u64>();
+                add(retransmits.add(outcome as usize & 7), u64::from(at_end.syn_retransmits));
             }
             if known && outcome == Outcome::Established as u32 {
                 add(&raw mut (*stats).latency_sum_ns, latency_ns);

@@ -25,8 +25,8 @@ pub struct CgroupTotals {
     pub identity: Arc<Identity>,
     /// Connects by [`super::Outcome`].
     pub connects: [u64; 7],
-    /// SYNs sent again.
-    pub syn_retransmits: u64,
+    /// SYNs sent again, by the [`super::Outcome`] of their connect.
+    pub syn_retransmits: [u64; 7],
     /// Established connects by latency, microseconds.
     pub connect_latency_us: Histogram,
     /// Writes that did not fail.

@@ -45,8 +45,8 @@ pub struct Reading {
 pub struct CgroupCounters {
     /// Connects by outcome.
     pub connects: [u64; 7],
-    /// SYNs sent again.
-    pub syn_retransmits: u64,
+    /// SYNs sent again, by the outcome of their connect.
+    pub syn_retransmits: [u64; 7],
     /// Established connects, microseconds.
     pub connect_latency_us: Histogram,
     /// Writes that did not fail.
@@ -89,7 +89,7 @@ impl Counters {
     pub(super) fn prepare(&mut self, shards: u64) -> Result<(), KernelError> {
         let connects = Wire(ConnectStats {
             outcomes: [0; 8],
-            syn_retransmits: 0,
+            syn_retransmits: [0; 8],
             latency_sum_ns: 0,
             latency_us: [0; BUCKETS],
         });
@@ -192,7 +192,9 @@ fn add_connects(cgroup: &mut CgroupCounters, stats: &ConnectStats) {
     for (sum, count) in cgroup.connects.iter_mut().zip(stats.outcomes) {
         *sum += count;
     }
-    cgroup.syn_retransmits += stats.syn_retransmits;
+    for (sum, count) in cgroup.syn_retransmits.iter_mut().zip(stats.syn_retransmits) {
+        *sum += count;
+    }
     add_histogram(&mut cgroup.connect_latency_us, &stats.latency_us, stats.latency_sum_ns);
 }
 

@@ -228,7 +228,7 @@ fn moved(
         .sum();
     let now = Previous {
         connects: counts.connects,
-        syn_retransmits: counts.syn_retransmits,
+        syn_retransmits: counts.syn_retransmits.iter().sum(),
         writes: counts.writes,
         write_bytes: counts.write_bytes,
         write_errors: counts.write_errors,

@@ -42,7 +42,7 @@ fn connects_have_the_same_outcomes_whatever_the_hook() -> Result<()> {
             agent.metric_becomes("galen_tcp_connects_total", &labels, count)?;
         }
         // One SYN more is what the namespace allows.
-        let labels = [("cgroup", &*path)];
+        let labels = [("cgroup", &*path), ("outcome", "timed_out")];
         agent.metric_becomes("galen_tcp_syn_retransmits_total", &labels, 1)?;
         let events = connects(&mut agent, &cgroup)?;
         ensure!(events.len() == 14, "{variant}: {} events for 14 connects", events.len());

@@ -102,7 +102,8 @@ fn a_connect_that_nobody_answers_times_out_with_its_retransmits() -> Result<()> 
     ensure!(events[0]["outcome"] == "unreachable" && events[0]["errno"] == "EHOSTUNREACH", "{}", events[0]);
     total(&agent, &cgroup, "timed_out", 1)?;
     total(&agent, &cgroup, "unreachable", 1)?;
-    let retransmits = agent.metrics()?.sum("galen_tcp_syn_retransmits_total", &[("cgroup", &cgroup.path())]);
+    let labels = [("cgroup", &*cgroup.path()), ("outcome", "timed_out")];
+    let retransmits = agent.metrics()?.sum("galen_tcp_syn_retransmits_total", &labels);
     ensure!(retransmits >= 1.0, "retransmits are counted: {retransmits}");
     Ok(())
 }

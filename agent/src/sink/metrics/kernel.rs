@@ -77,7 +77,9 @@ fn collect_counters(cgroup: &CgroupTotals, identity: &Labels, counters: &mut [Va
     for (outcome, count) in Outcome::ALL.into_iter().zip(cgroup.connects) {
         add(connects, label("outcome", outcome.name()), count);
     }
-    add(retransmits, Labels::default(), cgroup.syn_retransmits);
+    for (outcome, count) in Outcome::ALL.into_iter().zip(cgroup.syn_retransmits) {
+        add(retransmits, label("outcome", outcome.name()), count);
+    }
     add(writes, Labels::default(), cgroup.writes);
     add(write_bytes, Labels::default(), cgroup.write_bytes);
     for (errno, count) in &cgroup.write_errors {

@@ -24,7 +24,7 @@ fn cgroup(identity: Identity, latencies: &[u64]) -> CgroupTotals {
     CgroupTotals {
         identity: Arc::new(identity),
         connects: [latencies.len() as u64, 2, 0, 0, 0, 1, 0],
-        syn_retransmits: 4,
+        syn_retransmits: [1, 0, 3, 0, 0, 0, 0],
         connect_latency_us: histogram(latencies, 1000),
         writes: latencies.len() as u64,
         write_bytes: 4096,
@@ -140,6 +140,9 @@ fn the_values_are_those_that_were_counted() {
     let [page, _] = both(&totals(vec![cgroup(unit("a"), &[1, 70, 5000])]));
     let value = |name: &str, labels: &[(&str, &str)]| page.value(name, labels);
     assert_eq!(value("galen_tcp_connects_total", &[("unit", "a"), ("outcome", "refused")]), Some(2.0));
+    let retransmits =
+        |outcome| value("galen_tcp_syn_retransmits_total", &[("unit", "a"), ("outcome", outcome)]);
+    assert_eq!((retransmits("established"), retransmits("timed_out")), (Some(1.0), Some(3.0)));
     assert_eq!(value("galen_file_write_errors_total", &[("unit", "a"), ("errno", "ENOSPC")]), Some(3.0));
     assert_eq!(value("galen_oom_kills_total", &[("unit", "a"), ("scope", "memcg")]), Some(1.0));
     let connect = [("unit", "a"), ("outcome", "established")];
