@@ -161,6 +161,14 @@ mod tests {
     }
 
     #[test]
+    fn the_unit_leaves_the_kernels_symbols_readable() {
+        let unit = include_str!("../../../deploy/systemd/galen.service");
+        for line in ["ProtectKernelTunables=yes", "ProtectKernelLogs=yes"] {
+            assert!(!unit.lines().any(|found| found == line), "{line} takes kallsyms or CAP_SYSLOG away");
+        }
+    }
+
+    #[test]
     fn the_examples_of_this_repository_are_valid() {
         let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
         for name in ["galen.yaml", "policies/oom-notify.yaml"] {

@@ -2,10 +2,13 @@
 //!
 //! A thread of its own writes, so that a pipe nobody reads blocks that thread and nothing else. The queue
 //! before it is bounded; what does not fit is counted by kind and told with a `lost` event once the
-//! output moves again.
+//! output moves again. A full disk is such an output too: what could not be written is tried again, from
+//! the byte on where it stopped. Only an output that is gone ends the printing.
 
 use std::collections::VecDeque;
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, ErrorKind, Write};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -25,6 +28,10 @@ const RESERVED: usize = 512;
 const BATCH_BYTES: usize = 256 * 1024;
 /// How often a loss of one kind is told at most.
 const LOST_EVERY: Duration = Duration::from_secs(1);
+/// How long an output that refused to write is left alone.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// The same for an output that only has no room just now, such as a pipe that does not block.
+const FULL_RETRY_AFTER: Duration = Duration::from_millis(20);
 /// Reason of the losses here.
 pub const OUTPUT_FULL: &str = "output_full";
 
@@ -72,7 +79,9 @@ impl Stdout {
             Output::Text => Form::Text { color: text::stdout_takes_color() },
             Output::None => Form::None,
         };
-        Self::start_on(Box::new(io::stdout()), form, node)
+        // Without the line buffer of `io::stdout`, which hides how much of a failed write went out.
+        let target = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+        Self::start_on(Box::new(target), form, node)
     }
 
     fn start_on(target: Box<dyn Write + Send>, form: Form, node: Arc<str>) -> io::Result<Self> {
@@ -92,9 +101,10 @@ impl Stdout {
             told_at: [None; Kind::ALL.len()],
         };
         std::thread::Builder::new().name("galen-stdout".to_owned()).spawn(move || {
-            writer.run();
-            // The receiver is gone when shutdown gave up waiting.
-            let _ = sender.send(());
+            if writer.run() {
+                // The receiver is gone when shutdown gave up waiting.
+                let _ = sender.send(());
+            }
         })?;
         Ok(Self { shared, done })
     }
@@ -164,24 +174,30 @@ struct Writer {
 }
 
 impl Writer {
-    fn run(mut self) {
+    /// Gives whether all that anyone can read was written.
+    fn run(mut self) -> bool {
         let mut batch = VecDeque::new();
         let mut buffer = String::new();
         loop {
             let ending = self.wait(&mut batch);
             for record in batch.drain(..) {
                 self.format(&mut buffer, &record);
-                if buffer.len() >= BATCH_BYTES && !self.write(&mut buffer) {
-                    return;
+                if buffer.len() >= BATCH_BYTES
+                    && let Some(end) = self.write(&mut buffer)
+                {
+                    return end;
                 }
             }
             // First what was queued, so that what is told as lost was lost before now.
-            if !self.write(&mut buffer) {
-                return;
+            if let Some(end) = self.write(&mut buffer) {
+                return end;
             }
             self.tell_losses(&mut buffer, ending);
-            if !self.write(&mut buffer) || ending {
-                return;
+            if let Some(end) = self.write(&mut buffer) {
+                return end;
+            }
+            if ending {
+                return true;
             }
         }
     }
@@ -237,14 +253,57 @@ impl Writer {
         }
     }
 
-    /// Writes the buffer and empties it; gives whether there is anyone to write to.
-    fn write(&mut self, buffer: &mut String) -> bool {
-        if buffer.is_empty() {
-            return true;
+    /// Writes the buffer and empties it, however long that takes. Gives something when printing ends here:
+    /// `true` when nobody reads any more, `false` when the agent ends and the output still refuses.
+    fn write(&mut self, buffer: &mut String) -> Option<bool> {
+        let mut rest = buffer.as_bytes();
+        let mut refused = false;
+        while !rest.is_empty() {
+            let error = match self.target.write(rest) {
+                Ok(0) => ErrorKind::WriteZero.into(),
+                Ok(written) => {
+                    rest = rest.get(written..).unwrap_or_default();
+                    if std::mem::take(&mut refused) {
+                        tracing::info!("standard output can be written to again");
+                    }
+                    continue;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => error,
+            };
+            if is_gone(&error) {
+                self.close(&error);
+                return Some(true);
+            }
+            if error.kind() == ErrorKind::WouldBlock {
+                // As patient as with a pipe that blocks; shutdown has a deadline of its own.
+                std::thread::sleep(FULL_RETRY_AFTER);
+                continue;
+            }
+            if !std::mem::replace(&mut refused, true) {
+                tracing::warn!(
+                    %error,
+                    "standard output refuses to be written to; it is tried again each second, and what does not fit is counted in galen_output_dropped_total"
+                );
+            }
+            if self.ends_within(RETRY_AFTER) {
+                return Some(false);
+            }
         }
-        let written = self.target.write_all(buffer.as_bytes()).and_then(|()| self.target.flush());
         buffer.clear();
-        let Err(error) = written else { return true };
+        None
+    }
+
+    fn ends_within(&self, length: Duration) -> bool {
+        let (queue, _) = self
+            .shared
+            .wake
+            .wait_timeout_while(self.shared.lock(), length, |queue| !queue.ending)
+            .unwrap_or_else(PoisonError::into_inner);
+        queue.ending
+    }
+
+    fn close(&self, error: &io::Error) {
         {
             let mut queue = self.shared.lock();
             queue.closed = true;
@@ -254,8 +313,12 @@ impl Writer {
             %error,
             "standard output cannot be written to, events are not printed any more; follow them with `galen events`"
         );
-        false
     }
+}
+
+/// A reader that went away, a descriptor that is none, and a terminal that hung up do not come back.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::BrokenPipe || matches!(error.raw_os_error(), Some(libc::EBADF | libc::EIO))
 }
 
 #[cfg(test)]
@@ -328,6 +391,67 @@ mod tests {
         let told = format!(r#""probe":"file_write","reason":"output_full","count":{RESERVED}}}"#);
         assert_eq!(text.matches(&told).count(), 1, "told once");
         assert_eq!(text.lines().count(), 1 + QUEUE_MAX - RESERVED + 1 + 1, "each line once");
+    }
+
+    /// A disk that is full after some bytes, until there is room again.
+    struct Disk {
+        room: usize,
+        refused: mpsc::Sender<()>,
+        freed: mpsc::Receiver<usize>,
+        written: Arc<Mutex<Vec<u8>>>,
+    }
+
+    impl Write for Disk {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.room += self.freed.try_iter().sum::<usize>();
+            if self.room == 0 {
+                let _ = self.refused.send(());
+                return Err(ErrorKind::StorageFull.into());
+            }
+            let fits = bytes.len().min(self.room);
+            self.room -= fits;
+            self.written.lock().unwrap().extend_from_slice(&bytes[..fits]);
+            Ok(fits)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_is_tried_again_and_costs_no_line() {
+        let (refused_sender, refused) = mpsc::channel();
+        let (free, freed) = mpsc::channel();
+        let written: Arc<Mutex<Vec<u8>>> = Arc::default();
+        let disk = Disk { room: 10, refused: refused_sender, freed, written: Arc::clone(&written) };
+        let stdout = Stdout::start_on(Box::new(disk), Form::Json, "n".into()).unwrap();
+        stdout.printer().print(&record(Kind::OomKill));
+        refused.recv_timeout(Duration::from_secs(10)).unwrap();
+        stdout.printer().print(&record(Kind::Fault));
+        free.send(1 << 20).unwrap();
+        // Not before it was tried again: ending, it would give up.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while written.lock().unwrap().len() <= 10 {
+            assert!(Instant::now() < deadline, "printing ended for good");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(stdout.shutdown(Duration::from_secs(10)).await);
+        let text = String::from_utf8(written.lock().unwrap().clone()).unwrap();
+        let kinds: Vec<_> =
+            text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()).collect();
+        assert_eq!(kinds.len(), 2, "each line once and whole: {text}");
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_stays_full_does_not_hold_up_the_end() {
+        let (refused_sender, refused) = mpsc::channel();
+        let (_free, freed) = mpsc::channel();
+        let disk = Disk { room: 0, refused: refused_sender, freed, written: Arc::default() };
+        let stdout = Stdout::start_on(Box::new(disk), Form::Json, "n".into()).unwrap();
+        stdout.printer().print(&record(Kind::OomKill));
+        refused.recv_timeout(Duration::from_secs(10)).unwrap();
+        assert!(!stdout.shutdown(Duration::from_secs(10)).await, "not everything was written");
     }
 
     #[tokio::test]

@@ -31,9 +31,9 @@ families! {
     CONNECT_DURATION "galen_tcp_connect_duration_seconds" Histogram "Time from SYN to established.";
     CONNECTS "galen_tcp_connects_total" Counter "TCP connects that ended.";
     SYN_RETRANSMITS "galen_tcp_syn_retransmits_total" Counter "SYNs sent again.";
-    WRITES "galen_file_writes_total" Counter "Writes to regular files that did not fail.";
-    WRITE_BYTES "galen_file_write_bytes_total" Counter "Bytes that writes to regular files returned.";
-    WRITE_ERRORS "galen_file_write_errors_total" Counter "Writes to regular files that failed.";
+    WRITES "galen_file_writes_total" Counter "Writes to regular files, or to anything under files: any, that did not fail.";
+    WRITE_BYTES "galen_file_write_bytes_total" Counter "Bytes that these writes returned.";
+    WRITE_ERRORS "galen_file_write_errors_total" Counter "Writes to regular files, or to anything under files: any, that failed.";
     WRITE_DURATION "galen_file_write_duration_seconds" Histogram "Time in the call of writes that did not fail.";
     OOM_KILLS "galen_oom_kills_total" Counter "Tasks marked as victims of an OOM kill.";
     SERIES_OTHER "galen_series_other" Gauge "Series that are summed into the one labelled other.";
