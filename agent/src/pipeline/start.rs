@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -16,7 +17,7 @@ use super::drain::Drain;
 use super::enrich::Enricher;
 use super::outlet::{Outlet, Parts};
 use crate::config::{Config, Mode, Output};
-use crate::event::FaultSignal;
+use crate::event::{Event, FaultSignal};
 use crate::healing::audit::Audit;
 use crate::healing::policy::PolicySet;
 use crate::healing::{Ends, Healer, HealerClient};
@@ -53,12 +54,15 @@ pub enum StartError {
     Thread(std::io::Error),
 }
 
+/// Reads the configuration anew.
+type Reload = Box<dyn Fn() -> Option<Config> + Send + Sync>;
+
 /// What the command line adds to the configuration.
 pub struct Options {
     /// The effective configuration.
     pub config: Config,
     /// Gives the configuration anew, or says why it cannot and gives `None`.
-    pub reload: Box<dyn Fn() -> Option<Config> + Send + Sync>,
+    pub reload: Reload,
     /// Told to read the configuration again.
     pub reload_requests: mpsc::Receiver<()>,
     /// Ends the agent.
@@ -71,65 +75,114 @@ pub struct Options {
 /// [`StartError`], before anything was loaded.
 pub async fn run(options: Options) -> Result<(), StartError> {
     let Options { config, reload, reload_requests, shutdown } = options;
-    let node = node_name(&config);
     let _lock = lock_state_dir(&config.state_dir)?;
-    let (readiness, readiness_shown) = watch::channel(Readiness {
-        ready: false,
-        reasons: vec!["the kernel programs are not attached yet".to_owned()],
-    });
-    let (health, health_shown) = watch::channel(Arc::default());
+    let outputs = open_outputs(&config)?;
+    let mut observed = load_kernel(&config);
+    // Programs stay attached as long as this lives.
+    let _programs = observed.loaded.programs.take();
+    let running = spawn_parts(&config, outputs, observed, (reload, reload_requests), &shutdown);
+    shutdown.cancelled().await;
+    tracing::info!("ending");
+    end_in_order(running).await;
+    Ok(())
+}
+
+/// Where everything goes that leaves the agent.
+struct Outputs {
+    node: Arc<str>,
+    history: Arc<History>,
+    counters: Arc<Counters>,
+    stdout: Option<Stdout>,
+    audit: Audit,
+}
+
+fn open_outputs(config: &Config) -> Result<Outputs, StartError> {
+    let node = node_name(config);
     let history = Arc::new(History::new(Arc::clone(&node)));
     let counters = Arc::new(Counters::default());
     let stdout = match config.output {
         Output::None => None,
         output => Some(Stdout::start(output, Arc::clone(&node)).map_err(StartError::Thread)?),
     };
-    let printer = stdout.as_ref().map(Stdout::printer);
     let audit = Audit::start(&config.state_dir).map_err(StartError::Thread)?;
+    Ok(Outputs { node, history, counters, stdout, audit })
+}
 
+/// What the kernel gives, and what is counted of it.
+struct Observed {
+    loaded: LoadedCore,
+    book: Arc<Book>,
+    oom_functions: Arc<OnceLock<OomFunctions>>,
+    symbols: JoinHandle<()>,
+}
+
+fn load_kernel(config: &Config) -> Observed {
     let oom_functions = Arc::new(OnceLock::new());
     let symbols = read_oom_functions(&config.host.proc, &oom_functions);
     let hierarchies = Hierarchies::find(&config.host.proc, &config.host.cgroup).unwrap_or_default();
-    let core = start_core(&config, &hierarchies);
-    let loaded = LoadedCore::split(core);
+    let core = start_core(config, &hierarchies);
+    let mut loaded = LoadedCore::split(core);
     let book = Arc::new(Book::new(
-        loaded.counters,
+        loaded.counters.take(),
         Arc::clone(&loaded.report),
         Cgroups::new(&hierarchies),
         config.kernel.file_write.slow.0,
         monotonic(),
     ));
     crate::memory::give_back();
+    Observed { loaded, book, oom_functions, symbols }
+}
 
+/// What has to be ended.
+struct Running {
+    tasks: TaskTracker,
+    drain_end: CancellationToken,
+    drained: JoinHandle<(Outlet, mpsc::Receiver<Event>)>,
+    stdout: Option<Stdout>,
+}
+
+fn spawn_parts(
+    config: &Config,
+    outputs: Outputs,
+    observed: Observed,
+    (reload, reload_requests): (Reload, mpsc::Receiver<()>),
+    shutdown: &CancellationToken,
+) -> Running {
+    let Outputs { node, history, counters, stdout, audit } = outputs;
+    let Observed { loaded, book, oom_functions, symbols } = observed;
+    let printer = stdout.as_ref().map(Stdout::printer);
+    let (readiness, readiness_shown) = watch::channel(Readiness {
+        ready: false,
+        reasons: vec!["the kernel programs are not attached yet".to_owned()],
+    });
+    let ready = readiness_of(&loaded.report, loaded.failure.as_deref());
+    let (health, health_shown) = watch::channel(Arc::default());
     let tasks = TaskTracker::new();
     let (signals, signals_taken) = mpsc::channel::<FaultSignal>(256);
     let (healing_said, healing) = mpsc::channel(1024);
-    let (reloads, reloads_taken) = mpsc::channel(1);
-    let outlet = Outlet::new(
-        Parts {
-            node: Arc::clone(&node),
-            printer: printer.clone(),
-            history: Arc::clone(&history),
-            counters: Arc::clone(&counters),
-            health,
-            signals,
-        },
-        &config,
-    );
+    let (rules, reloads) = mpsc::channel(1);
+    let parts = Parts {
+        node: Arc::clone(&node),
+        printer: printer.clone(),
+        history: Arc::clone(&history),
+        counters: Arc::clone(&counters),
+        health,
+        signals,
+    };
     let drain = Drain {
         notify: Arc::new(Notify::new()),
         book: Arc::clone(&book),
         enricher: Enricher::new(Arc::clone(&node), config.host.proc.clone(), oom_functions),
-        outlet,
+        outlet: Outlet::new(parts, config),
         healing,
-        reloads: reloads_taken,
+        reloads,
         drain_interval: config.kernel.drain_interval.0,
         window: config.kernel.window.0,
         rings: loaded.rings,
         diagnostics: loaded.diagnostics,
     };
     if let Some((rings, _)) = &drain.rings
-        && let Err(error) = rings.watch(&drain.notify, &tasks, &shutdown)
+        && let Err(error) = rings.watch(&drain.notify, &tasks, shutdown)
     {
         tracing::warn!("the event rings cannot be watched ({error}); they are read by the timer alone");
     }
@@ -138,17 +191,13 @@ pub async fn run(options: Options) -> Result<(), StartError> {
 
     let ends = Ends { signals: signals_taken, events: healing_said, audit };
     let healer =
-        Healer::spawn(start_policies(&config), &config.healing, ends, Arc::clone(&node), shutdown.clone());
+        Healer::spawn(start_policies(config), &config.healing, ends, Arc::clone(&node), shutdown.clone());
     let (healing_mode, healing_mode_shown) = watch::channel(config.healing.mode);
-
     let state = State {
         node,
         healing_mode: healing_mode_shown,
         series_max: config.metrics.series_max,
-        totals: {
-            let book = Arc::clone(&book);
-            Arc::new(move || book.totals().map_err(Into::into))
-        },
+        totals: Arc::new(move || book.totals().map_err(Into::into)),
         health: health_shown,
         readiness: readiness_shown,
         history,
@@ -156,18 +205,20 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         counters,
     };
     tasks.spawn(listen(config.listen, state, shutdown.clone()));
-    let ready = readiness_of(&loaded.report, loaded.failure.as_deref());
     tasks.spawn(async move {
         // Until then the scope of an OOM kill is unknown. What went wrong with it is said there.
         let _ = symbols.await;
         readiness.send_replace(ready);
     });
-    let reloading = Reloading { reload, rules: reloads, healer: healer.client(), healing_mode };
+    let reloading = Reloading { reload, rules, healer: healer.client(), healing_mode };
     tasks.spawn(healer.join());
     tasks.spawn(follow_reloads(reloading, reload_requests, shutdown.clone()));
+    Running { tasks, drain_end, drained, stdout }
+}
 
-    shutdown.cancelled().await;
-    tracing::info!("ending");
+/// Ends what runs, each part by a deadline, and says what is still to be said.
+async fn end_in_order(running: Running) {
+    let Running { tasks, drain_end, drained, stdout } = running;
     drain_end.cancel();
     tasks.close();
     // Side by side and by one deadline, as all of it must fit into the 5 s.
@@ -192,7 +243,6 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     {
         tracing::warn!("standard output takes nothing; the last lines are not printed");
     }
-    Ok(())
 }
 
 /// The parts of a core, or why there is none.
@@ -202,8 +252,7 @@ struct LoadedCore {
     counters: Option<(crate::kernel::Counters, u64)>,
     report: Report,
     failure: Option<String>,
-    // Programs stay attached as long as this lives.
-    _programs: Option<crate::kernel::Programs>,
+    programs: Option<crate::kernel::Programs>,
 }
 
 impl LoadedCore {
@@ -215,7 +264,7 @@ impl LoadedCore {
                 counters: Some((core.counters, core.shards)),
                 report: core.report,
                 failure: None,
-                _programs: Some(core.programs),
+                programs: Some(core.programs),
             },
             Err(failure) => Self {
                 rings: None,
@@ -223,7 +272,7 @@ impl LoadedCore {
                 counters: None,
                 report: Arc::default(),
                 failure: Some(failure),
-                _programs: None,
+                programs: None,
             },
         }
     }
@@ -304,7 +353,7 @@ fn start_policies(config: &Config) -> PolicySet {
 
 /// Whom a new configuration concerns.
 struct Reloading {
-    reload: Box<dyn Fn() -> Option<Config> + Send + Sync>,
+    reload: Reload,
     rules: mpsc::Sender<Arc<Config>>,
     healer: HealerClient,
     healing_mode: watch::Sender<Mode>,
@@ -358,7 +407,7 @@ fn reload_policies(config: &Config) -> Option<PolicySet> {
 }
 
 /// Reading some hundred thousand symbols takes longer than everything else at the start, so it runs beside.
-fn read_oom_functions(proc: &Path, functions: &Arc<OnceLock<OomFunctions>>) -> tokio::task::JoinHandle<()> {
+fn read_oom_functions(proc: &Path, functions: &Arc<OnceLock<OomFunctions>>) -> JoinHandle<()> {
     let (proc, functions) = (proc.to_path_buf(), Arc::clone(functions));
     tokio::task::spawn_blocking(move || match OomFunctions::read(&proc) {
         Ok(found) => {
