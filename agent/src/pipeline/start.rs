@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use serde_json::{Map, Value};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -16,8 +17,8 @@ use super::clock::monotonic;
 use super::drain::Drain;
 use super::enrich::Enricher;
 use super::outlet::{Outlet, Parts};
-use crate::config::{Config, Mode, Output};
-use crate::event::{Event, FaultSignal};
+use crate::config::{self, Config, Mode, Output};
+use crate::event::{Event, FaultSignal, HealthState, Probe, WallTime};
 use crate::healing::audit::Audit;
 use crate::healing::policy::PolicySet;
 use crate::healing::{Ends, Healer, HealerClient};
@@ -173,7 +174,7 @@ fn spawn_parts(
         notify: Arc::new(Notify::new()),
         book: Arc::clone(&book),
         enricher: Enricher::new(Arc::clone(&node), config.host.proc.clone(), oom_functions),
-        outlet: Outlet::new(parts, config),
+        outlet: Outlet::new(parts, config, blind_to(&loaded, &config.kernel), WallTime::now()),
         healing,
         reloads,
         drain_interval: config.kernel.drain_interval.0,
@@ -196,6 +197,10 @@ fn spawn_parts(
     let state = State {
         node,
         healing_mode: healing_mode_shown,
+        healing: {
+            let client = healer.client();
+            Arc::new(move || client.stats())
+        },
         series_max: config.metrics.series_max,
         totals: Arc::new(move || book.totals().map_err(Into::into)),
         health: health_shown,
@@ -210,7 +215,8 @@ fn spawn_parts(
         let _ = symbols.await;
         readiness.send_replace(ready);
     });
-    let reloading = Reloading { reload, rules, healer: healer.client(), healing_mode };
+    let reloading =
+        Reloading { reload, rules, healer: healer.client(), healing_mode, started: config.clone() };
     tasks.spawn(healer.join());
     tasks.spawn(follow_reloads(reloading, reload_requests, shutdown.clone()));
     Running { tasks, drain_end, drained, stdout }
@@ -313,6 +319,28 @@ fn readiness_of(report: &Report, failure: Option<&str>) -> Readiness {
     Readiness { ready: true, reasons }
 }
 
+/// What the agent cannot see although it should, and what that makes of the node's health.
+fn blind_to(loaded: &LoadedCore, kernel: &config::Kernel) -> Option<(HealthState, String)> {
+    if let Some(failure) = &loaded.failure {
+        return Some((HealthState::Unknown, format!("nothing is observed: {failure}")));
+    }
+    if loaded.report.iter().all(|probe| probe.variant == "none") {
+        return Some((HealthState::Unknown, "nothing is observed: no probe is attached".to_owned()));
+    }
+    let wanted = |probe: Probe| match probe {
+        Probe::TcpConnect => kernel.tcp_connect.enabled,
+        Probe::FileWrite => kernel.file_write.enabled,
+        Probe::OomKill => kernel.oom_kill.enabled,
+    };
+    let missing: Vec<_> = loaded
+        .report
+        .iter()
+        .filter(|info| info.variant == "none" && wanted(info.probe))
+        .map(|info| format!("{} is not observed: {}", info.probe.name(), info.refused.join("; ")))
+        .collect();
+    (!missing.is_empty()).then(|| (HealthState::Degraded, missing.join("; ")))
+}
+
 async fn listen(addr: std::net::SocketAddr, state: State, shutdown: CancellationToken) {
     let mut said = false;
     loop {
@@ -357,6 +385,8 @@ struct Reloading {
     rules: mpsc::Sender<Arc<Config>>,
     healer: HealerClient,
     healing_mode: watch::Sender<Mode>,
+    /// The configuration that the agent started with.
+    started: Config,
 }
 
 async fn follow_reloads(reloading: Reloading, mut requests: mpsc::Receiver<()>, shutdown: CancellationToken) {
@@ -379,10 +409,42 @@ impl Reloading {
             return;
         };
         let policies = reload_policies(&config);
+        let restart = needs_restart(&self.started, &config);
+        if !restart.is_empty() {
+            tracing::warn!("needs a restart: {}", restart.join(", "));
+        }
         self.healing_mode.send_replace(config.healing.mode);
         let healed = self.healer.reload(policies, config.healing.clone()).await;
         if self.rules.send(Arc::new(config)).await.is_ok() && healed {
             tracing::info!("the configuration was read again");
+        }
+    }
+}
+
+/// The keys that differ from those that the agent `started` with and that take effect at a start only.
+fn needs_restart(started: &Config, now: &Config) -> Vec<String> {
+    let (Ok(Value::Object(mut started)), Ok(Value::Object(mut now))) =
+        (serde_json::to_value(started), serde_json::to_value(now))
+    else {
+        return Vec::new();
+    };
+    for taken in ["health", "faults", "healing"] {
+        started.remove(taken);
+        now.remove(taken);
+    }
+    let mut keys = Vec::new();
+    differing(&started, &now, "", &mut keys);
+    keys
+}
+
+fn differing(one: &Map<String, Value>, other: &Map<String, Value>, prefix: &str, keys: &mut Vec<String>) {
+    for (name, value) in one {
+        match (value, other.get(name)) {
+            (Value::Object(value), Some(Value::Object(other))) => {
+                differing(value, other, &format!("{prefix}{name}."), keys);
+            }
+            (value, other) if other != Some(value) => keys.push(format!("{prefix}{name}")),
+            _ => {}
         }
     }
 }
@@ -463,4 +525,25 @@ fn node_name(config: &Config) -> Arc<str> {
         if name.trim().is_empty() { "localhost".to_owned() } else { name.trim().to_owned() }
     };
     config.node.clone().unwrap_or_else(host).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_that_need_a_restart_are_named_and_those_that_do_not_are_not() {
+        let started = Config::default();
+        let mut now = started.clone();
+        assert!(needs_restart(&started, &now).is_empty());
+        now.health.worse_after += 1;
+        now.faults.breaches += 1;
+        now.healing.mode = Mode::Auto;
+        assert!(needs_restart(&started, &now).is_empty());
+        now.node = Some("other".into());
+        now.kernel.file_write.first_touch = !now.kernel.file_write.first_touch;
+        let mut keys = needs_restart(&started, &now);
+        keys.sort();
+        assert_eq!(keys, ["kernel.file_write.first_touch", "node"]);
+    }
 }
