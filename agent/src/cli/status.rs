@@ -17,7 +17,7 @@ use crate::sink::text::stdout_takes_color;
 /// Healthy subjects that are listed without `--all`.
 const HEALTHY_SHOWN: usize = 10;
 
-/// Show health now, worst first; ends with 1 when anything is unhealthy.
+/// Show health now, worst first; ends with 1 when anything is unhealthy or the agent cannot tell.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:\n  galen status\n  galen status --all\n  \
                         galen status --output json | jq '.health[0]'")]
@@ -33,7 +33,7 @@ pub struct StatusArgs {
     pub all: bool,
 }
 
-/// Prints the status; gives 1 when a subject is unhealthy.
+/// Prints the status; gives 1 when a subject is unhealthy or unknown.
 ///
 /// # Errors
 /// When the agent is not there or refuses: one sentence with the address and the way out.
@@ -51,7 +51,7 @@ pub async fn run(args: StatusArgs) -> Result<ExitCode> {
         }
         _ => {}
     }
-    Ok(if any_unhealthy(&status) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(if any_wrong(&status) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 fn list<'a>(status: &'a Value, name: &str) -> impl Iterator<Item = &'a Value> {
@@ -66,8 +66,8 @@ fn words(value: &Value, name: &str) -> String {
     list(value, name).filter_map(Value::as_str).collect::<Vec<_>>().join("; ")
 }
 
-fn any_unhealthy(status: &Value) -> bool {
-    list(status, "health").any(|subject| word(subject, "state") == "unhealthy")
+fn any_wrong(status: &Value) -> bool {
+    list(status, "health").any(|subject| matches!(word(subject, "state"), "unhealthy" | "unknown"))
 }
 
 fn for_people(status: &Value, all: bool, now: WallTime, color: bool) -> String {
@@ -175,6 +175,7 @@ pub(super) mod tests {
         let state = State {
             node: "node-1".into(),
             healing_mode: watch::channel(Mode::DryRun).1,
+            healing: Arc::new(Default::default),
             series_max: 10,
             totals: Arc::new(|| Ok(Totals::default())),
             health: health_receiver,
@@ -199,12 +200,14 @@ pub(super) mod tests {
     }
 
     #[tokio::test]
-    async fn ends_with_one_only_when_something_is_unhealthy() {
+    async fn ends_with_one_only_when_something_is_unhealthy_or_unknown() {
         let agent = agent().await;
         let args = StatusArgs { output: Format::Json, listen: agent.addr, all: false };
-        for (state, code) in
-            [(HealthState::Degraded, ExitCode::SUCCESS), (HealthState::Unhealthy, ExitCode::FAILURE)]
-        {
+        for (state, code) in [
+            (HealthState::Degraded, ExitCode::SUCCESS),
+            (HealthState::Unhealthy, ExitCode::FAILURE),
+            (HealthState::Unknown, ExitCode::FAILURE),
+        ] {
             agent.health.send_replace(Arc::new(vec![subject(state)]));
             assert_eq!(run(args.clone()).await.unwrap(), code, "{state:?}");
         }

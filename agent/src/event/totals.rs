@@ -16,6 +16,8 @@ pub struct Totals {
     pub programs: Vec<ProgramTotals>,
     /// Which hook each probe uses.
     pub probes: Vec<ProbeInfo>,
+    /// Names of cgroups that were forgotten to make room for others.
+    pub names_evicted: u64,
 }
 
 /// The counters of one cgroup.

@@ -7,7 +7,9 @@ use std::time::Duration;
 use galen_common::histogram::{BUCKETS, bucket_range};
 
 use super::fates::Fates;
-use crate::event::{CgroupTotals, Errno, Identity, OomScope, Probe, SubjectWindow, Tick, Totals, WallTime};
+use crate::event::{
+    CgroupTotals, Errno, Identity, OomScope, Probe, ProbeFates, SubjectWindow, Tick, Totals, WallTime,
+};
 use crate::identity::Cgroups;
 use crate::kernel::{CgroupCounters, Counters, KernelError, Reading, Report};
 
@@ -24,14 +26,18 @@ pub struct Book {
     pub fates: Fates,
     report: Report,
     slow_write_ns: u64,
+    /// OOM kills by cgroup and scope; apart, so that a reading of the counters never holds up one.
+    oom_kills: Mutex<HashMap<u64, [u64; 3]>>,
     inner: Mutex<Inner>,
 }
+
+/// One reading for health and faults, and what became of each probe's events.
+pub(super) type Window = Result<(Tick, Vec<ProbeFates>), KernelError>;
 
 struct Inner {
     counters: Option<Counters>,
     shards: u64,
     previous: HashMap<u64, Previous>,
-    oom_kills: HashMap<u64, [u64; 3]>,
     read_at: Duration,
     dropped: u64,
     readings: u32,
@@ -65,11 +71,11 @@ impl Book {
             fates: Fates::default(),
             report,
             slow_write_ns: u64::try_from(slow_write.as_nanos()).unwrap_or(u64::MAX),
+            oom_kills: Mutex::default(),
             inner: Mutex::new(Inner {
                 counters,
                 shards,
                 previous: HashMap::new(),
-                oom_kills: HashMap::new(),
                 read_at: now_mono,
                 dropped: 0,
                 readings: 0,
@@ -79,10 +85,10 @@ impl Book {
 
     /// Counts an OOM kill under its cgroup.
     pub fn count_oom_kill(&self, cgroup_id: u64, scope: OomScope) {
-        let mut inner = lock(&self.inner);
+        let mut kills = lock(&self.oom_kills);
         // As bounded as everything else: beyond the limit the kills stay in the node's total.
-        if inner.oom_kills.len() < 8192 || inner.oom_kills.contains_key(&cgroup_id) {
-            inner.oom_kills.entry(cgroup_id).or_default()[scope as usize] += 1;
+        if kills.len() < 8192 || kills.contains_key(&cgroup_id) {
+            kills.entry(cgroup_id).or_default()[scope as usize] += 1;
         }
     }
 
@@ -101,36 +107,33 @@ impl Book {
             .iter()
             .map(|probe| self.fates.balance(*probe, &reading.fates[*probe as usize]))
             .collect();
-        for id in inner.oom_kills.keys() {
+        // After the fates: a kill is counted here before it counts as delivered, so none seems nameless.
+        let oom_kills = lock(&self.oom_kills).clone();
+        for id in oom_kills.keys() {
             reading.cgroups.entry(*id).or_default();
         }
         let mut cgroups: Vec<CgroupTotals> = Vec::with_capacity(reading.cgroups.len());
         for (id, counts) in reading.cgroups {
-            let kills = inner.oom_kills.get(&id).copied().unwrap_or_default();
+            let kills = oom_kills.get(&id).copied().unwrap_or_default();
             cgroups.push(named(self.identity(id), counts, kills));
         }
-        // Kills whose record was lost have no name, but they did happen.
-        let told: u64 = inner.oom_kills.values().flatten().sum();
-        let oom = &fates[Probe::OomKill as usize];
-        let lost = (oom.seen - oom.delivered).max(oom.delivered.saturating_sub(told));
+        let told: u64 = oom_kills.values().flatten().sum();
+        let lost = nameless_kills(&fates[Probe::OomKill as usize], told);
         if lost > 0 {
             let mut unnamed = named(Arc::default(), CgroupCounters::default(), [0; 3]);
             unnamed.oom_kills.push((OomScope::Unknown, lost));
             cgroups.push(unnamed);
         }
         drop(inner);
-        Ok(Totals { cgroups, fates, programs, probes: self.report.to_vec() })
+        let names_evicted = lock(&self.cgroups).evicted();
+        Ok(Totals { cgroups, fates, programs, probes: self.report.to_vec(), names_evicted })
     }
 
     /// What moved since the last window.
     ///
     /// # Errors
     /// When the kernel refuses to hand out the counters.
-    pub fn tick(
-        &self,
-        now_mono: Duration,
-        time: WallTime,
-    ) -> Result<(Tick, Vec<crate::event::ProbeFates>), KernelError> {
+    pub(super) fn tick(&self, now_mono: Duration, time: WallTime) -> Window {
         let mut inner = lock(&self.inner);
         let reading = match &inner.counters {
             Some(counters) => counters.read()?,
@@ -187,6 +190,12 @@ impl Book {
 /// A lock whose holder panicked guards counters that are each still right.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Kills without a name: those whose record was lost on the way, and those that were delivered when there
+/// was no room left for another cgroup. Both did happen, and no kill is of both.
+fn nameless_kills(oom: &ProbeFates, told: u64) -> u64 {
+    (oom.seen - oom.delivered) + oom.delivered.saturating_sub(told)
 }
 
 fn named(identity: Arc<Identity>, counts: CgroupCounters, oom_kills: [u64; 3]) -> CgroupTotals {
@@ -259,6 +268,39 @@ fn moved(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lost_and_unplaced_kills_add_up() {
+        let fates = Fates::default();
+        for _ in 0..5 {
+            fates.delivered(Probe::OomKill);
+        }
+        let mut kernel = crate::kernel::KernelFates::default();
+        kernel.0[galen_common::accounting::Fate::RingFull as usize] = 2;
+        let oom = fates.balance(Probe::OomKill, &kernel);
+        assert_eq!(nameless_kills(&oom, 5), 2, "two records were lost");
+        assert_eq!(nameless_kills(&oom, 4), 3, "and one had no room");
+        assert_eq!(nameless_kills(&oom, 6), 2, "one is counted and not delivered yet");
+    }
+
+    /// A reading holds `inner` for as long as it takes, tens of milliseconds with many cgroups.
+    #[test]
+    fn an_oom_kill_does_not_wait_for_a_reading() {
+        let cgroups = Cgroups::new(&crate::kernel::cgroups::Hierarchies::default());
+        let book = Book::new(None, Arc::default(), cgroups, Duration::from_secs(1), Duration::ZERO);
+        let reading = lock(&book.inner);
+        let (done, counted) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                book.count_oom_kill(7, OomScope::Memcg);
+                done.send(())
+            });
+            let counted = counted.recv_timeout(Duration::from_secs(5));
+            drop(reading);
+            assert!(counted.is_ok(), "it waits for the reading");
+        });
+        assert_eq!(lock(&book.oom_kills)[&7], [1, 0, 0]);
+    }
 
     #[test]
     fn a_window_holds_what_moved_and_quiet_ones_are_left_out() {

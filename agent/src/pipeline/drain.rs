@@ -7,14 +7,14 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
-use super::book::Book;
+use super::book::{Book, Window};
 use super::clock::monotonic;
 use super::enrich::Enricher;
 use super::losses::Losses;
 use super::outlet::Outlet;
 use crate::config::Config;
 use crate::event::decode::{DecodeError, Raw, decode};
-use crate::event::{Body, Event, OomScope, Probe, WallTime};
+use crate::event::{Body, Event, Probe, WallTime};
 use crate::kernel::{Diagnostics, OomRing, Rings};
 
 /// Records taken from each ring before other work gets its turn.
@@ -50,7 +50,9 @@ impl Drain {
     /// Runs until `shutdown`, then takes what is left; gives the outlet back for what is still to be said.
     pub(super) async fn run(mut self, shutdown: CancellationToken) -> (Outlet, mpsc::Receiver<Event>) {
         let mut drain_timer = timer(self.drain_interval);
-        let mut tick_timer = timer(self.window);
+        let (windows, mut windows_read) = mpsc::channel(1);
+        let reader =
+            tokio::spawn(read_windows(Arc::clone(&self.book), self.window, windows, shutdown.clone()));
         let mut losses = Losses::default();
         let mut raws = Vec::with_capacity(BATCH);
         let mut oom_watched = true;
@@ -69,7 +71,7 @@ impl Drain {
                 }
                 Some(event) = self.healing.recv() => self.outlet.publish(event),
                 Some(config) = self.reloads.recv() => self.outlet.set_rules(&config),
-                _ = tick_timer.tick() => self.tick(&mut losses),
+                Some(window) = windows_read.recv() => self.window(window, &mut losses, false),
                 _ = drain_timer.tick() => {
                     if !oom_watched {
                         self.drain_oom(&mut raws);
@@ -82,7 +84,15 @@ impl Drain {
         let deadline = Instant::now() + LAST_DRAIN;
         self.drain_oom(&mut raws);
         while self.drain_once(&mut raws) > 0 && Instant::now() < deadline {}
-        self.tick(&mut losses);
+        // The reader has its token too: what it still reads comes before the last window.
+        while let Some(window) = windows_read.recv().await {
+            self.window(window, &mut losses, false);
+        }
+        if let Err(error) = reader.await {
+            tracing::error!("the reader of the counters has ended: {error}");
+        }
+        let book = Arc::clone(&self.book);
+        self.window(book.tick(monotonic(), WallTime::now()), &mut losses, true);
         (self.outlet, self.healing)
     }
 
@@ -127,30 +137,61 @@ impl Drain {
         for raw in raws.drain(..) {
             let probe = raw.probe();
             let event = self.enricher.event(raw, &self.book.cgroups);
-            if let Body::OomKill(kill) = &event.body {
-                self.count_oom_kill(&event, kill.scope);
-            }
+            let killed = match &event.body {
+                Body::OomKill(kill) => Some((event.identity.cgroup_id.unwrap_or(0), kill.scope)),
+                _ => None,
+            };
             self.outlet.kernel_event(event, now);
+            if let Some((cgroup_id, scope)) = killed {
+                self.book.count_oom_kill(cgroup_id, scope);
+            }
             self.book.fates.delivered(probe);
         }
     }
 
-    fn count_oom_kill(&self, event: &Event, scope: OomScope) {
-        self.book.count_oom_kill(event.identity.cgroup_id.unwrap_or(0), scope);
-    }
-
-    fn tick(&mut self, losses: &mut Losses) {
+    fn window(&mut self, window: Window, losses: &mut Losses, end: bool) {
         if let Some(diagnostics) = &mut self.diagnostics {
             diagnostics.read();
         }
-        match self.book.tick(monotonic(), WallTime::now()) {
+        match window {
             Ok((tick, fates)) => {
-                for lost in losses.news(&fates) {
+                let totals = fates.iter().flat_map(|fates| {
+                    fates.dropped.iter().map(|(reason, count)| (fates.probe.name(), *reason, *count))
+                });
+                for lost in losses.news(totals.chain(self.outlet.lost()), tick.time_mono, end) {
                     self.outlet.say(tick.time, Body::Lost(lost));
                 }
                 self.outlet.tick(&tick);
             }
-            Err(error) => tracing::error!("the counters cannot be read: {error}"),
+            Err(error) => self.outlet.cannot_read(&error, WallTime::now()),
+        }
+    }
+}
+
+/// Reads the counters once a window, off the task that owns the rings: with a thousand cgroups a reading
+/// takes tens of milliseconds, and an OOM kill must not wait for it.
+async fn read_windows(
+    book: Arc<Book>,
+    window: Duration,
+    windows: mpsc::Sender<Window>,
+    shutdown: CancellationToken,
+) {
+    let mut timer = timer(window);
+    loop {
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            _ = timer.tick() => {}
+        }
+        let book = Arc::clone(&book);
+        let read = tokio::task::spawn_blocking(move || book.tick(monotonic(), WallTime::now())).await;
+        match read {
+            Ok(read) => {
+                if windows.send(read).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => tracing::error!("a reading of the counters failed: {error}"),
         }
     }
 }

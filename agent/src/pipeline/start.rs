@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use serde_json::{Map, Value};
 use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -15,8 +17,8 @@ use super::clock::monotonic;
 use super::drain::Drain;
 use super::enrich::Enricher;
 use super::outlet::{Outlet, Parts};
-use crate::config::{Config, Mode, Output};
-use crate::event::FaultSignal;
+use crate::config::{self, Config, Mode, Output};
+use crate::event::{Event, FaultSignal, HealthState, Probe, WallTime};
 use crate::healing::audit::Audit;
 use crate::healing::policy::PolicySet;
 use crate::healing::{Ends, Healer, HealerClient};
@@ -53,12 +55,15 @@ pub enum StartError {
     Thread(std::io::Error),
 }
 
+/// Reads the configuration anew.
+type Reload = Box<dyn Fn() -> Option<Config> + Send + Sync>;
+
 /// What the command line adds to the configuration.
 pub struct Options {
     /// The effective configuration.
     pub config: Config,
     /// Gives the configuration anew, or says why it cannot and gives `None`.
-    pub reload: Box<dyn Fn() -> Option<Config> + Send + Sync>,
+    pub reload: Reload,
     /// Told to read the configuration again.
     pub reload_requests: mpsc::Receiver<()>,
     /// Ends the agent.
@@ -71,65 +76,114 @@ pub struct Options {
 /// [`StartError`], before anything was loaded.
 pub async fn run(options: Options) -> Result<(), StartError> {
     let Options { config, reload, reload_requests, shutdown } = options;
-    let node = node_name(&config);
     let _lock = lock_state_dir(&config.state_dir)?;
-    let (readiness, readiness_shown) = watch::channel(Readiness {
-        ready: false,
-        reasons: vec!["the kernel programs are not attached yet".to_owned()],
-    });
-    let (health, health_shown) = watch::channel(Arc::default());
+    let outputs = open_outputs(&config)?;
+    let mut observed = load_kernel(&config);
+    // Programs stay attached as long as this lives.
+    let _programs = observed.loaded.programs.take();
+    let running = spawn_parts(&config, outputs, observed, (reload, reload_requests), &shutdown);
+    shutdown.cancelled().await;
+    tracing::info!("ending");
+    end_in_order(running).await;
+    Ok(())
+}
+
+/// Where everything goes that leaves the agent.
+struct Outputs {
+    node: Arc<str>,
+    history: Arc<History>,
+    counters: Arc<Counters>,
+    stdout: Option<Stdout>,
+    audit: Audit,
+}
+
+fn open_outputs(config: &Config) -> Result<Outputs, StartError> {
+    let node = node_name(config);
     let history = Arc::new(History::new(Arc::clone(&node)));
     let counters = Arc::new(Counters::default());
     let stdout = match config.output {
         Output::None => None,
         output => Some(Stdout::start(output, Arc::clone(&node)).map_err(StartError::Thread)?),
     };
-    let printer = stdout.as_ref().map(Stdout::printer);
     let audit = Audit::start(&config.state_dir).map_err(StartError::Thread)?;
+    Ok(Outputs { node, history, counters, stdout, audit })
+}
 
+/// What the kernel gives, and what is counted of it.
+struct Observed {
+    loaded: LoadedCore,
+    book: Arc<Book>,
+    oom_functions: Arc<OnceLock<OomFunctions>>,
+    symbols: JoinHandle<()>,
+}
+
+fn load_kernel(config: &Config) -> Observed {
     let oom_functions = Arc::new(OnceLock::new());
     let symbols = read_oom_functions(&config.host.proc, &oom_functions);
     let hierarchies = Hierarchies::find(&config.host.proc, &config.host.cgroup).unwrap_or_default();
-    let core = start_core(&config, &hierarchies);
-    let loaded = LoadedCore::split(core);
+    let core = start_core(config, &hierarchies);
+    let mut loaded = LoadedCore::split(core);
     let book = Arc::new(Book::new(
-        loaded.counters,
+        loaded.counters.take(),
         Arc::clone(&loaded.report),
         Cgroups::new(&hierarchies),
         config.kernel.file_write.slow.0,
         monotonic(),
     ));
     crate::memory::give_back();
+    Observed { loaded, book, oom_functions, symbols }
+}
 
+/// What has to be ended.
+struct Running {
+    tasks: TaskTracker,
+    drain_end: CancellationToken,
+    drained: JoinHandle<(Outlet, mpsc::Receiver<Event>)>,
+    stdout: Option<Stdout>,
+}
+
+fn spawn_parts(
+    config: &Config,
+    outputs: Outputs,
+    observed: Observed,
+    (reload, reload_requests): (Reload, mpsc::Receiver<()>),
+    shutdown: &CancellationToken,
+) -> Running {
+    let Outputs { node, history, counters, stdout, audit } = outputs;
+    let Observed { loaded, book, oom_functions, symbols } = observed;
+    let printer = stdout.as_ref().map(Stdout::printer);
+    let (readiness, readiness_shown) = watch::channel(Readiness {
+        ready: false,
+        reasons: vec!["the kernel programs are not attached yet".to_owned()],
+    });
+    let ready = readiness_of(&loaded.report, loaded.failure.as_deref());
+    let (health, health_shown) = watch::channel(Arc::default());
     let tasks = TaskTracker::new();
     let (signals, signals_taken) = mpsc::channel::<FaultSignal>(256);
     let (healing_said, healing) = mpsc::channel(1024);
-    let (reloads, reloads_taken) = mpsc::channel(1);
-    let outlet = Outlet::new(
-        Parts {
-            node: Arc::clone(&node),
-            printer: printer.clone(),
-            history: Arc::clone(&history),
-            counters: Arc::clone(&counters),
-            health,
-            signals,
-        },
-        &config,
-    );
+    let (rules, reloads) = mpsc::channel(1);
+    let parts = Parts {
+        node: Arc::clone(&node),
+        printer: printer.clone(),
+        history: Arc::clone(&history),
+        counters: Arc::clone(&counters),
+        health,
+        signals,
+    };
     let drain = Drain {
         notify: Arc::new(Notify::new()),
         book: Arc::clone(&book),
         enricher: Enricher::new(Arc::clone(&node), config.host.proc.clone(), oom_functions),
-        outlet,
+        outlet: Outlet::new(parts, config, blind_to(&loaded, &config.kernel), WallTime::now()),
         healing,
-        reloads: reloads_taken,
+        reloads,
         drain_interval: config.kernel.drain_interval.0,
         window: config.kernel.window.0,
         rings: loaded.rings,
         diagnostics: loaded.diagnostics,
     };
     if let Some((rings, _)) = &drain.rings
-        && let Err(error) = rings.watch(&drain.notify, &tasks, &shutdown)
+        && let Err(error) = rings.watch(&drain.notify, &tasks, shutdown)
     {
         tracing::warn!("the event rings cannot be watched ({error}); they are read by the timer alone");
     }
@@ -138,17 +192,17 @@ pub async fn run(options: Options) -> Result<(), StartError> {
 
     let ends = Ends { signals: signals_taken, events: healing_said, audit };
     let healer =
-        Healer::spawn(start_policies(&config), &config.healing, ends, Arc::clone(&node), shutdown.clone());
+        Healer::spawn(start_policies(config), &config.healing, ends, Arc::clone(&node), shutdown.clone());
     let (healing_mode, healing_mode_shown) = watch::channel(config.healing.mode);
-
     let state = State {
         node,
         healing_mode: healing_mode_shown,
-        series_max: config.metrics.series_max,
-        totals: {
-            let book = Arc::clone(&book);
-            Arc::new(move || book.totals().map_err(Into::into))
+        healing: {
+            let client = healer.client();
+            Arc::new(move || client.stats())
         },
+        series_max: config.metrics.series_max,
+        totals: Arc::new(move || book.totals().map_err(Into::into)),
         health: health_shown,
         readiness: readiness_shown,
         history,
@@ -156,18 +210,21 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         counters,
     };
     tasks.spawn(listen(config.listen, state, shutdown.clone()));
-    let ready = readiness_of(&loaded.report, loaded.failure.as_deref());
     tasks.spawn(async move {
         // Until then the scope of an OOM kill is unknown. What went wrong with it is said there.
         let _ = symbols.await;
         readiness.send_replace(ready);
     });
-    let reloading = Reloading { reload, rules: reloads, healer: healer.client(), healing_mode };
+    let reloading =
+        Reloading { reload, rules, healer: healer.client(), healing_mode, started: config.clone() };
     tasks.spawn(healer.join());
     tasks.spawn(follow_reloads(reloading, reload_requests, shutdown.clone()));
+    Running { tasks, drain_end, drained, stdout }
+}
 
-    shutdown.cancelled().await;
-    tracing::info!("ending");
+/// Ends what runs, each part by a deadline, and says what is still to be said.
+async fn end_in_order(running: Running) {
+    let Running { tasks, drain_end, drained, stdout } = running;
     drain_end.cancel();
     tasks.close();
     // Side by side and by one deadline, as all of it must fit into the 5 s.
@@ -192,7 +249,6 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     {
         tracing::warn!("standard output takes nothing; the last lines are not printed");
     }
-    Ok(())
 }
 
 /// The parts of a core, or why there is none.
@@ -202,8 +258,7 @@ struct LoadedCore {
     counters: Option<(crate::kernel::Counters, u64)>,
     report: Report,
     failure: Option<String>,
-    // Programs stay attached as long as this lives.
-    _programs: Option<crate::kernel::Programs>,
+    programs: Option<crate::kernel::Programs>,
 }
 
 impl LoadedCore {
@@ -215,7 +270,7 @@ impl LoadedCore {
                 counters: Some((core.counters, core.shards)),
                 report: core.report,
                 failure: None,
-                _programs: Some(core.programs),
+                programs: Some(core.programs),
             },
             Err(failure) => Self {
                 rings: None,
@@ -223,7 +278,7 @@ impl LoadedCore {
                 counters: None,
                 report: Arc::default(),
                 failure: Some(failure),
-                _programs: None,
+                programs: None,
             },
         }
     }
@@ -262,6 +317,28 @@ fn readiness_of(report: &Report, failure: Option<&str>) -> Readiness {
         .map(|probe| format!("{}: {}", probe.probe.name(), probe.refused.join("; ")))
         .collect();
     Readiness { ready: true, reasons }
+}
+
+/// What the agent cannot see although it should, and what that makes of the node's health.
+fn blind_to(loaded: &LoadedCore, kernel: &config::Kernel) -> Option<(HealthState, String)> {
+    if let Some(failure) = &loaded.failure {
+        return Some((HealthState::Unknown, format!("nothing is observed: {failure}")));
+    }
+    if loaded.report.iter().all(|probe| probe.variant == "none") {
+        return Some((HealthState::Unknown, "nothing is observed: no probe is attached".to_owned()));
+    }
+    let wanted = |probe: Probe| match probe {
+        Probe::TcpConnect => kernel.tcp_connect.enabled,
+        Probe::FileWrite => kernel.file_write.enabled,
+        Probe::OomKill => kernel.oom_kill.enabled,
+    };
+    let missing: Vec<_> = loaded
+        .report
+        .iter()
+        .filter(|info| info.variant == "none" && wanted(info.probe))
+        .map(|info| format!("{} is not observed: {}", info.probe.name(), info.refused.join("; ")))
+        .collect();
+    (!missing.is_empty()).then(|| (HealthState::Degraded, missing.join("; ")))
 }
 
 async fn listen(addr: std::net::SocketAddr, state: State, shutdown: CancellationToken) {
@@ -304,10 +381,12 @@ fn start_policies(config: &Config) -> PolicySet {
 
 /// Whom a new configuration concerns.
 struct Reloading {
-    reload: Box<dyn Fn() -> Option<Config> + Send + Sync>,
+    reload: Reload,
     rules: mpsc::Sender<Arc<Config>>,
     healer: HealerClient,
     healing_mode: watch::Sender<Mode>,
+    /// The configuration that the agent started with.
+    started: Config,
 }
 
 async fn follow_reloads(reloading: Reloading, mut requests: mpsc::Receiver<()>, shutdown: CancellationToken) {
@@ -330,10 +409,42 @@ impl Reloading {
             return;
         };
         let policies = reload_policies(&config);
+        let restart = needs_restart(&self.started, &config);
+        if !restart.is_empty() {
+            tracing::warn!("needs a restart: {}", restart.join(", "));
+        }
         self.healing_mode.send_replace(config.healing.mode);
         let healed = self.healer.reload(policies, config.healing.clone()).await;
         if self.rules.send(Arc::new(config)).await.is_ok() && healed {
             tracing::info!("the configuration was read again");
+        }
+    }
+}
+
+/// The keys that differ from those that the agent `started` with and that take effect at a start only.
+fn needs_restart(started: &Config, now: &Config) -> Vec<String> {
+    let (Ok(Value::Object(mut started)), Ok(Value::Object(mut now))) =
+        (serde_json::to_value(started), serde_json::to_value(now))
+    else {
+        return Vec::new();
+    };
+    for taken in ["health", "faults", "healing"] {
+        started.remove(taken);
+        now.remove(taken);
+    }
+    let mut keys = Vec::new();
+    differing(&started, &now, "", &mut keys);
+    keys
+}
+
+fn differing(one: &Map<String, Value>, other: &Map<String, Value>, prefix: &str, keys: &mut Vec<String>) {
+    for (name, value) in one {
+        match (value, other.get(name)) {
+            (Value::Object(value), Some(Value::Object(other))) => {
+                differing(value, other, &format!("{prefix}{name}."), keys);
+            }
+            (value, other) if other != Some(value) => keys.push(format!("{prefix}{name}")),
+            _ => {}
         }
     }
 }
@@ -358,7 +469,7 @@ fn reload_policies(config: &Config) -> Option<PolicySet> {
 }
 
 /// Reading some hundred thousand symbols takes longer than everything else at the start, so it runs beside.
-fn read_oom_functions(proc: &Path, functions: &Arc<OnceLock<OomFunctions>>) -> tokio::task::JoinHandle<()> {
+fn read_oom_functions(proc: &Path, functions: &Arc<OnceLock<OomFunctions>>) -> JoinHandle<()> {
     let (proc, functions) = (proc.to_path_buf(), Arc::clone(functions));
     tokio::task::spawn_blocking(move || match OomFunctions::read(&proc) {
         Ok(found) => {
@@ -414,4 +525,25 @@ fn node_name(config: &Config) -> Arc<str> {
         if name.trim().is_empty() { "localhost".to_owned() } else { name.trim().to_owned() }
     };
     config.node.clone().unwrap_or_else(host).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_that_need_a_restart_are_named_and_those_that_do_not_are_not() {
+        let started = Config::default();
+        let mut now = started.clone();
+        assert!(needs_restart(&started, &now).is_empty());
+        now.health.worse_after += 1;
+        now.faults.breaches += 1;
+        now.healing.mode = Mode::Auto;
+        assert!(needs_restart(&started, &now).is_empty());
+        now.node = Some("other".into());
+        now.kernel.file_write.first_touch = !now.kernel.file_write.first_touch;
+        let mut keys = needs_restart(&started, &now);
+        keys.sort();
+        assert_eq!(keys, ["kernel.file_write.first_touch", "node"]);
+    }
 }

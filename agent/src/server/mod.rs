@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Mode;
 use crate::event::Totals;
+use crate::healing::Stats;
 use crate::health::SubjectHealth;
 use crate::sink::history::History;
 use crate::sink::metrics::Counters;
@@ -79,6 +80,9 @@ pub struct Readiness {
 /// shown as the answer: half a page would look as if the counters had fallen.
 pub type ReadTotals = Arc<dyn Fn() -> Result<Totals, Box<dyn std::error::Error + Send + Sync>> + Send + Sync>;
 
+/// Reads what healing has counted so far; never blocks.
+pub type ReadHealing = Arc<dyn Fn() -> Stats + Send + Sync>;
+
 /// What the endpoints show.
 #[derive(Clone)]
 pub struct State {
@@ -86,6 +90,8 @@ pub struct State {
     pub node: Arc<str>,
     /// Whether decided actions are carried out.
     pub healing_mode: watch::Receiver<Mode>,
+    /// Reads what healing counts.
+    pub healing: ReadHealing,
     /// Series of one family with identity labels.
     pub series_max: usize,
     /// Reads the counters.

@@ -93,6 +93,7 @@ impl App {
             totals,
             health: &health,
             counters: &self.state.counters,
+            healing: &(self.state.healing)(),
             outputs: &outputs,
             process: &Process::read(),
         };

@@ -48,6 +48,7 @@ async fn start() -> Fixture {
     let state = State {
         node: "node-1".into(),
         healing_mode: watch::channel(Mode::DryRun).1,
+        healing: Arc::new(Default::default),
         series_max: 10,
         totals: Arc::new(move || {
             read.fetch_add(1, Ordering::Relaxed);

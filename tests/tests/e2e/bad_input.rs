@@ -44,6 +44,13 @@ fn without_root_it_says_so_and_answers() -> Result<()> {
         Ok(if ready.status == 503 && why { Look::Done(()) } else { Look::NotYet(ready.body) })
     })?;
     ensure!(agent.metrics()?.sum("process_threads", &[]) > 0.0);
+    // What is not observed is not healthy.
+    let node = agent.event("health", |event| event["subject"] == "node")?;
+    ensure!(node["to"] == "unknown" && node["reasons"].to_string().contains("root"), "{node}");
+    let mut command = galen_tests::command::galen()?;
+    command.args(["status", "--listen", &agent.addr.to_string()]);
+    let done = galen_tests::command::finish(&mut command, SOON)?;
+    ensure!(done.code() == 1 && done.stdout.contains("unknown"), "{} {}", done.status, done.stdout);
     agent.stop()
 }
 

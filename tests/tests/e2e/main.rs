@@ -16,6 +16,7 @@ mod lifecycle;
 mod oom_kill;
 mod output;
 mod reload;
+mod signals;
 mod tcp_connect;
 mod validate;
 mod without_types;

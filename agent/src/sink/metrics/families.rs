@@ -51,7 +51,12 @@ families! {
     HEALTH "galen_health_status" Gauge "1 healthy, 0.5 degraded, 0 unhealthy, NaN unknown.";
     HEALTH_EVICTED "galen_health_subjects_evicted_total" Counter "Subjects forgotten because there were too many.";
     FAULTS "galen_faults_total" Counter "Fault signals.";
+    FAULTS_UNTRACKED "galen_faults_untracked_total" Counter "Breaches that no rule followed because too many subjects breached at once.";
     HEALING "galen_healing_actions_total" Counter "Steps of healing actions.";
+    HEALING_DROPPED "galen_healing_events_dropped_total" Counter "Healing events that were not said; the audit trail has them.";
+    HEALING_EVICTED "galen_healing_subjects_evicted_total" Counter "Subjects whose cool-down was forgotten because there were too many.";
+    AUDIT_FAILURES "galen_audit_failures_total" Counter "Lines that are missing from the audit trail.";
+    NAMES_EVICTED "galen_cgroup_names_evicted_total" Counter "Names of cgroups forgotten because there were too many.";
     OUTPUT_DROPPED "galen_output_dropped_total" Counter "Delivered events that an output had no room for.";
     HTTP_REQUESTS "galen_http_requests_total" Counter "HTTP requests answered.";
     HTTP_CONNECTIONS "galen_http_connections" Gauge "HTTP connections now.";

@@ -21,11 +21,16 @@ pub(super) fn render(encoder: &mut Encoder, input: &Input<'_>) {
     for (signal, count) in input.counters.faults() {
         encoder.sample(&families::FAULTS, &label("signal", signal.name()), count);
     }
+    encoder.single(&families::FAULTS_UNTRACKED, input.counters.faults_untracked());
     encoder.family(&families::HEALING);
-    for ((policy, action_type, phase), count) in input.counters.healing() {
-        let labels = label("policy", &policy).with("type", action_type).with("phase", phase.name());
-        encoder.sample(&families::HEALING, &labels, count);
+    for step in &input.healing.actions {
+        let labels = label("policy", &step.policy).with("type", step.action_type).with("phase", step.phase);
+        encoder.sample(&families::HEALING, &labels, step.count);
     }
+    encoder.single(&families::HEALING_DROPPED, input.healing.dropped_events);
+    encoder.single(&families::HEALING_EVICTED, input.healing.evicted_subjects);
+    encoder.single(&families::AUDIT_FAILURES, input.healing.audit_failures);
+    encoder.single(&families::NAMES_EVICTED, input.totals.names_evicted);
     render_outputs(encoder, input);
     encoder.family(&families::BUILD_INFO);
     let labels = label("version", env!("CARGO_PKG_VERSION")).with("arch", std::env::consts::ARCH);

@@ -8,9 +8,10 @@ use super::families::{ALL, Type};
 use super::parser::{Page, parse};
 use super::*;
 use crate::event::{
-    Body, CgroupTotals, Errno, Event, Fault, Healing, HealthState, Histogram, Identity, OomScope, Phase,
-    Probe, ProbeFates, ProbeInfo, ProgramTotals, Signal, WallTime,
+    Body, CgroupTotals, Errno, Event, Fault, HealthState, Histogram, Identity, OomScope, Probe, ProbeFates,
+    ProbeInfo, ProgramTotals, Signal, WallTime,
 };
+use crate::healing::ActionCount;
 
 fn histogram(values: &[u64], unit_ns: u64) -> Histogram {
     let mut counts = vec![0; BUCKETS];
@@ -57,7 +58,13 @@ fn totals(cgroups: Vec<CgroupTotals>) -> Totals {
         refused: Vec::new(),
     };
     let program = ProgramTotals { program: "write_exit".to_owned(), run_time_ns: 1_500_000_000, runs: 3 };
-    Totals { cgroups, fates: vec![fates], programs: vec![program.clone(), program], probes: vec![probe] }
+    Totals {
+        cgroups,
+        fates: vec![fates],
+        programs: vec![program.clone(), program],
+        probes: vec![probe],
+        names_evicted: 3,
+    }
 }
 
 fn health(state: HealthState) -> SubjectHealth {
@@ -72,28 +79,33 @@ fn health(state: HealthState) -> SubjectHealth {
 
 fn counters() -> Counters {
     let counters = Counters::default();
-    let trace_id: Arc<str> = "t".into();
     let fault = Fault {
         signal: Signal::WriteSlow,
         subject: "unit:a".into(),
         value: 1.0,
         threshold: 0.1,
         breaches: 3,
-        trace_id: Arc::clone(&trace_id),
+        trace_id: "t".into(),
     };
     counters.count(&Event::of_node(WallTime(0), "n".into(), Body::Fault(fault)));
-    let step = Healing {
-        policy: "tell \"all\"".into(),
-        action_id: "a".into(),
-        action_type: "notify/webhook",
-        phase: Phase::Verified,
-        dry_run: false,
-        reason: None,
-        trace_id,
-    };
-    counters.count(&Event::of_node(WallTime(0), "n".into(), Body::Healing(step)));
     counters.count_request("/metrics", 200);
     counters
+}
+
+fn healing() -> Stats {
+    let step = ActionCount {
+        policy: "tell \"all\"".into(),
+        action_type: "notify/webhook",
+        phase: "verified",
+        count: 1,
+    };
+    Stats {
+        actions: vec![step],
+        dropped_events: 5,
+        audit_failures: 6,
+        evicted_subjects: 7,
+        approvals: Vec::new(),
+    }
 }
 
 fn render(exporter: &mut Exporter, totals: &Totals, format: Format) -> Page {
@@ -102,7 +114,14 @@ fn render(exporter: &mut Exporter, totals: &Totals, format: Format) -> Page {
     let outputs = [OutputDrops { output: "stdout", reason: "output_full", by_kind: [1, 0, 0, 0, 0, 0, 0] }];
     let counters = counters();
     let process = Process::read();
-    let input = Input { totals, health: &health, counters: &counters, outputs: &outputs, process: &process };
+    let input = Input {
+        totals,
+        health: &health,
+        counters: &counters,
+        healing: &healing(),
+        outputs: &outputs,
+        process: &process,
+    };
     parse(&exporter.render(&input, format), format)
 }
 
@@ -154,6 +173,10 @@ fn the_values_are_those_that_were_counted() {
     assert_eq!(value("galen_faults_total", &[("signal", "target_down")]), Some(0.0), "from 0");
     let healing = [("policy", "tell \"all\""), ("type", "notify/webhook"), ("phase", "verified")];
     assert_eq!(value("galen_healing_actions_total", &healing), Some(1.0));
+    assert_eq!(value("galen_healing_events_dropped_total", &[]), Some(5.0));
+    assert_eq!(value("galen_audit_failures_total", &[]), Some(6.0));
+    assert_eq!(value("galen_healing_subjects_evicted_total", &[]), Some(7.0));
+    assert_eq!(value("galen_cgroup_names_evicted_total", &[]), Some(3.0));
     let dropped =
         |probe, reason| value("galen_events_dropped_total", &[("probe", probe), ("reason", reason)]);
     assert_eq!(dropped("file_write", "ring_full"), Some(1.0));
