@@ -44,6 +44,7 @@ mod tests {
             in_flight: 0,
             start_unknown: 0,
             stats_full: 0,
+            uncounted: 0,
         };
         assert_eq!(losses.news(std::slice::from_ref(&fates)), []);
         fates.dropped[0].1 = 7;
