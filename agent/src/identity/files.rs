@@ -23,8 +23,11 @@ pub struct Files {
     proc: PathBuf,
     mounts: Vec<Mount>,
     table: Option<File>,
-    known: HashMap<(Dev, u64), Box<str>>,
+    known: HashMap<Key, Box<str>>,
 }
+
+/// A file: device, inode number, and the generation that tells it from the one that had the number before.
+type Key = (Dev, u64, u32);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Mount {
@@ -45,7 +48,7 @@ impl Files {
     /// The path of the file that was written. `None` when nobody knows it any more.
     pub fn path(&mut self, write: &RawWrite, pid: Option<u32>) -> Option<Box<str>> {
         self.follow_mounts();
-        let key = (write.dev, write.inode);
+        let key = (write.dev, write.inode, write.generation);
         let found = match &write.path_in_fs {
             Some(below) => join(&self.mounts, write.dev, below),
             None => match self.known.get(&key) {
@@ -82,9 +85,9 @@ impl Files {
                 let of = |mount: &&Mount| mount.dev == dev;
                 self.mounts.iter().filter(of).eq(now.iter().filter(of))
             };
-            let devices: HashSet<Dev> = self.known.keys().map(|(dev, _)| *dev).collect();
+            let devices: HashSet<Dev> = self.known.keys().map(|(dev, ..)| *dev).collect();
             let stay: HashSet<Dev> = devices.into_iter().filter(|dev| stays(*dev)).collect();
-            self.known.retain(|(dev, _), _| stay.contains(dev));
+            self.known.retain(|(dev, ..), _| stay.contains(dev));
             self.mounts = with_gone(now, &self.mounts);
         }
         self.table = Some(table);

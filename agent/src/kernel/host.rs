@@ -42,7 +42,6 @@ impl Offers {
             Err(reason) => Err(reason),
         };
         let oom_emit_alone = layout::first_missing(&settings, layout::OOM_FIELDS).is_some();
-        settings.push(("OOM_EMIT_ALONE", u64::from(oom_emit_alone)));
         Self { btf, types, settings, tracefs, mark_victim_has_task, oom_emit_alone }
     }
 

@@ -124,10 +124,13 @@ impl OomRing {
         Ok(())
     }
 
-    /// Hands all records to `receive`.
-    pub fn drain(&mut self, receive: &mut impl Receive) -> usize {
+    /// Hands at most `limit` records to `receive`; returns how many there were. As with [`Rings::drain`], a
+    /// full batch is no sign of the end.
+    pub fn drain(&mut self, limit: usize, receive: &mut impl Receive) -> usize {
         let mut total = 0;
-        while let Some(record) = self.fd.get_mut().next() {
+        while total < limit
+            && let Some(record) = self.fd.get_mut().next()
+        {
             receive(&record);
             total += 1;
         }

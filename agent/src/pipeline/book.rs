@@ -1,6 +1,6 @@
 //! The exact counters with names, as totals for `/metrics` and as windows for health and faults.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -164,7 +164,7 @@ impl Book {
 
     fn sweep(&self, inner: &mut Inner) {
         let cgroups = lock(&self.cgroups);
-        let gone: Vec<u64> = inner
+        let gone: HashSet<u64> = inner
             .previous
             .iter()
             .filter(|(id, previous)| {
@@ -173,12 +173,12 @@ impl Book {
             .map(|(id, _)| *id)
             .collect();
         drop(cgroups);
-        for id in gone {
-            inner.previous.remove(&id);
-            let shards = inner.shards;
-            if let Some(counters) = &mut inner.counters {
-                counters.forget(id, shards);
-            }
+        inner.previous.retain(|id, _| !gone.contains(id));
+        let shards = inner.shards;
+        if let Some(counters) = &mut inner.counters
+            && !gone.is_empty()
+        {
+            counters.forget(&gone, shards);
         }
     }
 

@@ -56,6 +56,8 @@ impl Drain {
         let mut losses = Losses::default();
         let mut raws = Vec::with_capacity(BATCH);
         let mut oom_watched = true;
+        // A record that stays in the ring wakes nobody a second time.
+        let mut oom_more = false;
         loop {
             let notify = Arc::clone(&self.notify);
             tokio::select! {
@@ -67,22 +69,23 @@ impl Drain {
                         // An error that stays would be ready at once for ever, ahead of everything else.
                         oom_watched = false;
                     }
-                    self.drain_oom(&mut raws);
+                    oom_more = self.drain_oom(&mut raws) >= BATCH;
                 }
                 Some(event) = self.healing.recv() => self.outlet.publish(event),
                 Some(config) = self.reloads.recv() => self.outlet.set_rules(&config),
                 Some(window) = windows_read.recv() => self.window(window, &mut losses, false),
                 _ = drain_timer.tick() => {
                     if !oom_watched {
-                        self.drain_oom(&mut raws);
+                        oom_more = self.drain_oom(&mut raws) >= BATCH;
                     }
                     self.drain_batch(&mut raws);
                 }
                 () = notify.notified() => self.drain_batch(&mut raws),
+                () = std::future::ready(()), if oom_more => oom_more = self.drain_oom(&mut raws) >= BATCH,
             }
         }
         let deadline = Instant::now() + LAST_DRAIN;
-        self.drain_oom(&mut raws);
+        while self.drain_oom(&mut raws) > 0 && Instant::now() < deadline {}
         while self.drain_once(&mut raws) > 0 && Instant::now() < deadline {}
         // The reader has its token too: what it still reads comes before the last window.
         while let Some(window) = windows_read.recv().await {
@@ -117,15 +120,16 @@ impl Drain {
         taken
     }
 
-    fn drain_oom(&mut self, raws: &mut Vec<Raw>) {
-        let Some((_, ring)) = &mut self.rings else { return };
+    fn drain_oom(&mut self, raws: &mut Vec<Raw>) -> usize {
+        let Some((_, ring)) = &mut self.rings else { return 0 };
         let fates = &self.book.fates;
-        ring.drain(&mut |bytes: &[u8]| match decode(bytes) {
+        let taken = ring.drain(BATCH, &mut |bytes: &[u8]| match decode(bytes) {
             Ok(raw) if raw.probe() == Probe::OomKill => raws.push(raw),
             Ok(_) => fates.unreadable(Probe::OomKill, DecodeError::UnknownKind(0)),
             Err(error) => fates.unreadable(Probe::OomKill, error),
         });
         self.hand_on(raws);
+        taken
     }
 
     fn hand_on(&mut self, raws: &mut Vec<Raw>) {

@@ -45,9 +45,11 @@ families! {
     IN_FLIGHT "galen_events_in_flight" Gauge "Events in a ring, whose fate is not known yet.";
     START_UNKNOWN "galen_events_start_unknown_total" Counter "Events counted without latency and task, as their start was not seen.";
     STATS_FULL "galen_events_stats_full_total" Counter "Events counted as other, as no more cgroups fit.";
+    UNCOUNTED "galen_events_uncounted_total" Counter "Events in no counter, as there was no room to keep their start.";
     PROBE_INFO "galen_probe_info" Info "Which hook each probe uses.";
     BPF_RUN_SECONDS "galen_bpf_run_seconds_total" Counter "Time that programs ran in the kernel.";
     BPF_RUNS "galen_bpf_runs_total" Counter "Times that programs ran in the kernel.";
+    BPF_MISSED_RUNS "galen_bpf_missed_runs_total" Counter "Runs left out by the kernel, as one like it was running on that CPU.";
     HEALTH "galen_health_status" Gauge "1 healthy, 0.5 degraded, 0 unhealthy, NaN unknown.";
     HEALTH_EVICTED "galen_health_subjects_evicted_total" Counter "Subjects forgotten because there were too many.";
     FAULTS "galen_faults_total" Counter "Fault signals.";

@@ -50,6 +50,7 @@ fn totals(cgroups: Vec<CgroupTotals>) -> Totals {
         in_flight: 2,
         start_unknown: 0,
         stats_full: 0,
+        uncounted: 0,
     };
     let probe = ProbeInfo {
         probe: Probe::OomKill,
@@ -57,7 +58,12 @@ fn totals(cgroups: Vec<CgroupTotals>) -> Totals {
         variant: "tp_btf",
         refused: Vec::new(),
     };
-    let program = ProgramTotals { program: "write_exit".to_owned(), run_time_ns: 1_500_000_000, runs: 3 };
+    let program = ProgramTotals {
+        program: "write_exit".to_owned(),
+        run_time_ns: 1_500_000_000,
+        runs: 3,
+        missed_runs: 1,
+    };
     Totals {
         cgroups,
         fates: vec![fates],
