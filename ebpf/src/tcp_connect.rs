@@ -232,8 +232,12 @@ fn end(ctx: &impl EbpfContext, sk: u64, new_state: i32, at_end: &Endpoints) {
     // The state is set before a source port is chosen; when none is free, it is taken back without an error
     // on the socket.
     let no_port = new_state == TCP_CLOSE && at_end.errno == 0 && at_end.sport == 0;
-    let errno = if no_port { EADDRNOTAVAIL } else { at_end.errno };
-    let outcome = Outcome::index_from_exit(new_state, errno);
+    let mut errno = at_end.errno;
+    let mut outcome = Outcome::index_from_exit(new_state, errno);
+    if no_port {
+        errno = EADDRNOTAVAIL;
+        outcome = Outcome::Other as u32;
+    }
     if let Some(stats) = stats::of_cgroup(ctx, &CONNECT_STATS, &ZERO, Subject::TcpConnect, cgroup_id) {
         // SAFETY: the outcome is below 8 and the bucket below BUCKETS.
         unsafe {

@@ -36,6 +36,24 @@ pub(crate) fn one(file: &str, bytes: u64) -> Result<Value> {
     Ok(json!({"writes": 1, "bytes": written}))
 }
 
+/// Many threads that write at once, each to a file of its own.
+pub(crate) fn crowd(folder: &str, threads: u64, times: u64) -> Result<Value> {
+    let files: Vec<File> =
+        (0..threads).map(|index| create(&format!("{folder}/{index}"))).collect::<Result<_>>()?;
+    let written: u64 = std::thread::scope(|scope| {
+        let writers: Vec<_> = files
+            .into_iter()
+            .map(|mut file| {
+                scope.spawn(move || {
+                    (0..times).filter(|_| file.write(b"x").is_ok_and(|bytes| bytes == 1)).count()
+                })
+            })
+            .collect();
+        writers.into_iter().map(|writer| writer.join().map_or(0, |count| count as u64)).sum()
+    });
+    Ok(json!({"writes": written, "bytes": written}))
+}
+
 /// Writes to what is no regular file.
 pub(crate) fn others(times: u64) -> Result<Value> {
     let mut null = File::options().write(true).open("/dev/null").context("cannot open /dev/null")?;

@@ -4,6 +4,7 @@
 //! Each prints one JSON line: `ops`, how many operations went through, and `ns_per_op`, what one took; those
 //! of the tests print what they did in numbers of their own.
 
+mod connects;
 mod files;
 mod setting;
 
@@ -34,6 +35,9 @@ usage: galen-workload [--wait] [--netns FILE] COMMAND
   hold MIB                      takes so much memory, says `holding`, and waits for a line
   take MIB                      takes so much memory
   try-connect ADDR N            N TCP connects to ADDR, whatever becomes of them
+  connect-to-itself             one TCP connect of a socket to its own address
+  connect-without-port ADDR     two TCP connects to ADDR with one source port for both; with --netns only
+  write-crowd DIR THREADS N     N one-byte writes by each thread to a file of its own
   write-mix FILE N              N calls each of write, pwrite64, writev, pwritev, pwritev2
   write-one FILE BYTES          one call of write
   write-others N                N writes each to /dev/null, a pipe and a socket
@@ -60,6 +64,11 @@ fn run(words: &[&str]) -> Result<Value> {
         ["hold", mib] => return hold(number(mib)?),
         ["take", mib] => return take(number(mib)?).map(|held| json!({"mib": held.len()})),
         ["try-connect", addr, times] => return try_connect(addr, number(times)?),
+        ["connect-to-itself"] => return connects::to_itself(),
+        ["connect-without-port", addr] => return connects::without_port(address(addr)?),
+        ["write-crowd", folder, threads, times] => {
+            return files::crowd(folder, number(threads)?, number(times)?);
+        }
         ["write-mix", file, times] => return files::mix(file, number(times)?),
         ["write-one", file, bytes] => return files::one(file, number(bytes)?),
         ["write-others", times] => return files::others(number(times)?),
@@ -284,8 +293,12 @@ fn hold(mib: u64) -> Result<Value> {
     Ok(json!({"mib": held.len()}))
 }
 
+fn address(text: &str) -> Result<SocketAddr> {
+    text.parse().map_err(|_| anyhow!("`{text}` is no address\n{USAGE}"))
+}
+
 fn try_connect(addr: &str, times: u64) -> Result<Value> {
-    let addr: SocketAddr = addr.parse().map_err(|_| anyhow!("`{addr}` is no address\n{USAGE}"))?;
+    let addr = address(addr)?;
     let established = (0..times).filter(|_| TcpStream::connect(addr).is_ok()).count();
     Ok(json!({"established": established}))
 }
