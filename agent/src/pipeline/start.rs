@@ -22,7 +22,7 @@ use crate::healing::audit::Audit;
 use crate::healing::policy::PolicySet;
 use crate::healing::{Ends, Healer, HealerClient};
 use crate::kernel::cgroups::Hierarchies;
-use crate::kernel::{Core, Report};
+use crate::kernel::{Core, Report, host};
 use crate::server::{Api, LocalSocket, Readiness, Server, State};
 use crate::sink::history::History;
 use crate::sink::metrics::Counters;
@@ -272,6 +272,12 @@ pub(super) fn start_core(config: &Config, hierarchies: &Hierarchies) -> Result<C
                     let refused = probe.refused.join("; ");
                     tracing::info!("probe {name}: {} on {}, after {refused}", probe.variant, probe.hook);
                 }
+            }
+            // Maps can be made with CAP_BPF alone; of the programs the kernel only says EPERM.
+            if core.report.iter().all(|probe| probe.variant == "none") && !host::may_load() {
+                let failure = format!("the kernel refuses Galen's programs; {}", host::privilege_hint());
+                tracing::error!("nothing is observed: {failure}");
+                return Err(failure);
             }
             Ok(core)
         }
