@@ -1,7 +1,7 @@
 //! Galen's user space.
 //!
 //! The modules are the stages of an event's way, in order; a stage imports only earlier ones:
-//! [`config`] → [`kernel`] → [`event`] → [`identity`] → [`health`] → [`faults`] → [`healing`] →
+//! [`config`] → [`privilege`] → [`kernel`] → [`event`] → [`identity`] → [`health`] → [`faults`] → [`healing`] →
 //! [`sink`] → [`server`] → [`pipeline`] → [`cli`]. `ARCHITECTURE.md` shows the whole way.
 
 pub mod cli;
@@ -14,5 +14,6 @@ pub mod identity;
 pub mod kernel;
 pub mod memory;
 pub mod pipeline;
+pub mod privilege;
 pub mod server;
 pub mod sink;

@@ -14,6 +14,8 @@ use super::UNUSABLE;
 use crate::config::{self, Config, Overrides};
 use crate::kernel::cgroups::Hierarchies;
 use crate::kernel::{Core, host, tracefs};
+use crate::privilege;
+use crate::privilege::capabilities::{self, Held};
 
 /// Arguments of `galen doctor`.
 #[derive(Clone, Debug, clap::Args)]
@@ -33,6 +35,8 @@ struct Report {
     kernel: String,
     facts: Vec<Fact>,
     probes: Vec<ProbeReport>,
+    capabilities: Vec<CapabilityReport>,
+    sandbox: Vec<Fact>,
 }
 
 /// One thing the host offers or lacks.
@@ -42,6 +46,18 @@ struct Fact {
     /// `ok`, `limited` or `missing`.
     state: &'static str,
     detail: String,
+}
+
+/// What a capability is for, and whether this process has it.
+#[derive(Debug, Serialize)]
+struct CapabilityReport {
+    capability: &'static str,
+    have: bool,
+    /// Whether anything that is configured here asks for it.
+    needed: bool,
+    held: Held,
+    needed_by: &'static str,
+    lost_without_it: &'static str,
 }
 
 #[derive(Debug, Serialize)]
@@ -99,7 +115,50 @@ fn examine(config: &Config) -> Report {
             Vec::new()
         }
     };
-    Report { kernel: release.trim().to_owned(), facts, probes }
+    Report {
+        kernel: release.trim().to_owned(),
+        facts,
+        probes,
+        capabilities: capabilities(config),
+        sandbox: sandbox(config),
+    }
+}
+
+fn capabilities(config: &Config) -> Vec<CapabilityReport> {
+    let have = capabilities::effective();
+    let low_port = (1..1024).contains(&config.listen.port());
+    capabilities::NEEDS
+        .iter()
+        .map(|need| CapabilityReport {
+            capability: need.name(),
+            have: have.serve(need.capability),
+            needed: need.held != Held::Configured || low_port,
+            held: need.held,
+            needed_by: need.needed_by,
+            lost_without_it: need.lost,
+        })
+        .collect()
+}
+
+/// What the agent would confine itself by.
+fn sandbox(config: &Config) -> Vec<Fact> {
+    let settings = &config.privileges;
+    let programs = !config.healing.exec_allow.is_empty();
+    let fact = |name, wanted: bool, offered: Result<String, String>| match (wanted, offered) {
+        (false, _) => Fact { name, state: "limited", detail: "switched off by `privileges`".to_owned() },
+        (_, Err(lack)) => Fact { name, state: "missing", detail: lack },
+        (_, Ok(_)) if programs && name != "seccomp" => Fact {
+            name,
+            state: "limited",
+            detail: "not in force: the programs of `healing.exec_allow` would inherit it".to_owned(),
+        },
+        (_, Ok(detail)) => Fact { name, state: "ok", detail },
+    };
+    vec![
+        fact("capabilities", settings.drop, Ok("given up once everything is attached".to_owned())),
+        fact("Landlock", settings.landlock, privilege::landlock_offer()),
+        fact("seccomp", settings.seccomp, privilege::seccomp_offer()),
+    ]
 }
 
 fn facts(config: &Config, hierarchies: &Hierarchies) -> Vec<Fact> {
@@ -163,5 +222,28 @@ fn print_text(report: &Report, is_terminal: bool) {
         for reason in &probe.refused {
             println!("           {:<20} {reason}", "");
         }
+    }
+    println!("capabilities");
+    for need in &report.capabilities {
+        let state = match (need.have, need.needed) {
+            (true, _) => "ok",
+            (false, true) => "missing",
+            (false, false) => "unused",
+        };
+        let style = style(if state == "unused" { "ok" } else { state });
+        println!(
+            "  {style}{state:<8}{style:#} {:<20} {:<14} {}",
+            need.capability,
+            need.held.name(),
+            need.needed_by
+        );
+        if state == "missing" {
+            println!("           {:<20} lost without it: {}", "", need.lost_without_it);
+        }
+    }
+    println!("sandbox");
+    for fact in &report.sandbox {
+        let style = style(fact.state);
+        println!("  {style}{:<8}{style:#} {:<20} {}", fact.state, fact.name, fact.detail);
     }
 }

@@ -1,7 +1,6 @@
 //! `galen events`: the events of a running agent.
 
 use std::io::ErrorKind;
-use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -9,7 +8,7 @@ use bytes::BytesMut;
 use serde_json::Value;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
-use super::client::{self, Answer, DEFAULT_LISTEN};
+use super::client::{self, Answer, Reach};
 use super::text::Format;
 use crate::config::Span;
 use crate::event::WallTime;
@@ -32,9 +31,9 @@ pub struct EventsArgs {
     /// What is printed
     #[arg(long, value_enum, default_value_t)]
     pub output: Format,
-    /// Where the agent listens
-    #[arg(long, value_name = "ADDR", env = "GALEN_LISTEN", default_value = DEFAULT_LISTEN)]
-    pub listen: SocketAddr,
+    /// How to reach the agent
+    #[command(flatten)]
+    pub reach: Reach,
     /// End after what is kept
     #[arg(long)]
     pub no_follow: bool,
@@ -68,7 +67,7 @@ pub async fn run(args: EventsArgs) -> Result<ExitCode> {
 }
 
 async fn print(args: &EventsArgs, out: &mut (impl AsyncWrite + Unpin), color: bool) -> Result<()> {
-    let mut answer = client::get(args.listen, &path(args)).await?;
+    let mut answer = client::get(&args.reach, &path(args)).await?;
     match copy(&mut answer, args.output, out, color).await {
         Err(error) if broken_pipe(&error) => return Ok(()),
         copied => copied?,
@@ -76,7 +75,7 @@ async fn print(args: &EventsArgs, out: &mut (impl AsyncWrite + Unpin), color: bo
     if !args.no_follow {
         bail!(
             "the agent on {} ended the stream: it was stopped or restarted; run the command again to follow",
-            args.listen
+            answer.place()
         );
     }
     Ok(())

@@ -11,6 +11,7 @@ pub mod validate;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 
 /// The command line or the configuration cannot be used.
@@ -50,33 +51,31 @@ pub fn main() -> ExitCode {
         }
     };
     start_log();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .max_blocking_threads(8)
-        .enable_all()
-        .build();
-    let runtime = match runtime {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("galen: cannot start its threads: {error}; the system is out of processes or memory");
-            return ExitCode::FAILURE;
-        }
+    let result = match cli.command {
+        Command::Agent(args) => agent::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Validate(args) => validate::run(&args),
+        Command::Events(args) => in_runtime(events::run(args)),
+        Command::Status(args) => in_runtime(status::run(args)),
     };
-    let result = runtime.block_on(async {
-        match cli.command {
-            Command::Agent(args) => agent::run(args).await,
-            Command::Doctor(args) => doctor::run(&args),
-            Command::Validate(args) => validate::run(&args),
-            Command::Events(args) => events::run(args).await,
-            Command::Status(args) => status::run(args).await,
-        }
-    });
-    // A thread that waits on a pipe nobody reads must not hold up the end.
-    runtime.shutdown_timeout(Duration::from_millis(100));
     result.unwrap_or_else(|error| {
         eprintln!("galen: {error:#}");
         ExitCode::FAILURE
     })
+}
+
+/// Starts the runtime's threads, which inherit the rights of this one, and runs `work` to its end on them.
+fn in_runtime(work: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(8)
+        .enable_all()
+        .build()
+        .context("cannot start its threads; the system is out of processes or memory")?;
+    let result = runtime.block_on(work);
+    // A thread that waits on a pipe nobody reads must not hold up the end.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    result
 }
 
 /// What the program itself has to say goes to standard error; `GALEN_LOG` filters it.

@@ -53,6 +53,10 @@ pub(super) fn check(config: &Config) -> Vec<Finding> {
             findings.add(path, format!("`{path}` is empty"), "expected the path of a folder");
         }
     }
+    if !config.api.socket.as_os_str().is_empty() && !config.api.socket.is_absolute() {
+        let what = format!("`api.socket` is {}", config.api.socket.display());
+        findings.add("api.socket", what, "expected an absolute path, or \"\" for no socket");
+    }
     findings.0
 }
 

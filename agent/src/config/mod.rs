@@ -31,6 +31,10 @@ pub struct Config {
     pub output: Output,
     /// Where the journal, checkpoints and incidents are kept.
     pub state_dir: PathBuf,
+    /// The API's local socket.
+    pub api: Api,
+    /// What is given up once everything is attached.
+    pub privileges: Privileges,
     /// The kernel core.
     pub kernel: Kernel,
     /// Health rules over what the kernel counts.
@@ -52,6 +56,8 @@ impl Default for Config {
             node: None,
             output: Output::default(),
             state_dir: PathBuf::from("/var/lib/galen"),
+            api: Api::default(),
+            privileges: Privileges::default(),
             kernel: Kernel::default(),
             health: Health::default(),
             faults: Faults::default(),
@@ -73,6 +79,40 @@ pub enum Output {
     Json,
     /// Nothing.
     None,
+}
+
+/// The API's local socket, beside the HTTP listener.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Api {
+    /// Where it is; empty: none.
+    pub socket: PathBuf,
+    /// A group whose members may use it, by name or number; root and the agent's own user always may.
+    pub group: Option<String>,
+}
+
+impl Default for Api {
+    fn default() -> Self {
+        Self { socket: "/run/galen/galen.sock".into(), group: None }
+    }
+}
+
+/// What is given up once everything is attached.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Privileges {
+    /// Capabilities that are not needed any more.
+    pub drop: bool,
+    /// All files but those that are needed, by Landlock.
+    pub landlock: bool,
+    /// System calls that are dangerous and not needed, by seccomp.
+    pub seccomp: bool,
+}
+
+impl Default for Privileges {
+    fn default() -> Self {
+        Self { drop: true, landlock: true, seccomp: true }
+    }
 }
 
 /// The kernel core.

@@ -65,7 +65,7 @@ pub struct Programs {
 }
 
 impl Core {
-    /// Loads and attaches. Must be called in a tokio runtime. A probe that finds no hook is in the report.
+    /// Loads and attaches. A probe that finds no hook is in the report.
     ///
     /// # Errors
     /// When not even the maps can be made: no rights, or no memory.

@@ -8,6 +8,7 @@ use super::clock::WallClock;
 use crate::event::decode::{Raw, RawBody, RawOomKill, RawWrite};
 use crate::event::{Body, Event, FileWrite, Identity, OomKill, OomScope, Task};
 use crate::identity::{Cgroups, Files, OomFunctions};
+use crate::privilege::links::Links;
 
 /// Gives names to records.
 pub(super) struct Enricher {
@@ -22,8 +23,13 @@ impl Enricher {
     /// Reads names from this procfs. `oom_functions` may be filled in later; without them the scope of an
     /// OOM kill is unknown.
     #[must_use]
-    pub(super) fn new(node: Arc<str>, proc: PathBuf, oom_functions: Arc<OnceLock<OomFunctions>>) -> Self {
-        Self { node, files: Files::new(&proc), proc, clock: WallClock::read(), oom_functions }
+    pub(super) fn new(
+        node: Arc<str>,
+        proc: PathBuf,
+        links: Links,
+        oom_functions: Arc<OnceLock<OomFunctions>>,
+    ) -> Self {
+        Self { node, files: Files::new(&proc, links), proc, clock: WallClock::read(), oom_functions }
     }
 
     /// Reads the clocks again; to be called before each batch.

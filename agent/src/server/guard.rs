@@ -1,6 +1,6 @@
 //! What is refused before a handler sees it.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
@@ -11,6 +11,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use hyper::body::Body as _;
 
+use super::Origin;
 use crate::sink::metrics::Counters;
 
 /// The routes, as requests are counted.
@@ -20,7 +21,7 @@ pub(super) const ENDPOINTS: [&str; 6] =
 /// What the guard needs.
 pub(super) struct Guard {
     pub(super) node: Arc<str>,
-    pub(super) addr: SocketAddr,
+    pub(super) origin: Origin,
     pub(super) counters: Arc<Counters>,
 }
 
@@ -45,7 +46,14 @@ pub(super) async fn check(State(guard): State<Arc<Guard>>, request: Request, nex
 }
 
 fn refused(guard: &Guard, request: &Request) -> Option<Response> {
-    if guard.addr.ip().is_loopback() && !is_local(request, &guard.node) {
+    if guard.origin == Origin::Stranger {
+        guard.counters.count_refused_peer();
+        let message = "this socket is for root, the agent's own user and the group of `api.group`";
+        let mut response = error(StatusCode::FORBIDDEN, message);
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        return Some(response);
+    }
+    if guard.origin == Origin::Loopback && !is_local(request, &guard.node) {
         return Some(error(
             StatusCode::FORBIDDEN,
             format!(

@@ -61,7 +61,7 @@ async fn start() -> Fixture {
         counters: Arc::default(),
     };
     let stop = CancellationToken::new();
-    let served = tokio::spawn(bound.serve(state, stop.clone()));
+    let served = tokio::spawn(bound.serve(Api::new(state, stop.clone())));
     Fixture { addr, history, readiness, reads, unreadable, stop, served }
 }
 

@@ -15,6 +15,7 @@ mod http;
 mod lifecycle;
 mod oom_kill;
 mod output;
+mod privilege;
 mod reload;
 mod signals;
 mod tcp_connect;

@@ -62,6 +62,7 @@ families! {
     OUTPUT_DROPPED "galen_output_dropped_total" Counter "Delivered events that an output had no room for.";
     HTTP_REQUESTS "galen_http_requests_total" Counter "HTTP requests answered.";
     HTTP_CONNECTIONS "galen_http_connections" Gauge "HTTP connections now.";
+    PEERS_REFUSED "galen_api_peers_refused_total" Counter "Requests on the local socket by peers that may not use it.";
     HTTP_REFUSED "galen_http_connections_refused_total" Counter "HTTP connections refused because there were too many.";
     BUILD_INFO "galen_build_info" Info "The agent's version.";
     CPU_SECONDS "process_cpu_seconds_total" Counter "Total user and system CPU time spent in seconds.";

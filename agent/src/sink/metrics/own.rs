@@ -53,4 +53,5 @@ fn render_outputs(encoder: &mut Encoder, input: &Input<'_>) {
     let (connections, refused) = input.counters.connections();
     encoder.single(&families::HTTP_CONNECTIONS, connections);
     encoder.single(&families::HTTP_REFUSED, refused);
+    encoder.single(&families::PEERS_REFUSED, input.counters.peers_refused());
 }
