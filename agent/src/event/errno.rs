@@ -10,6 +10,7 @@ impl Errno {
     /// The symbolic name (include/uapi/asm-generic/errno.h), or `other` for 0, which stands for errors whose
     /// errno was not kept.
     #[must_use]
+    #[expect(clippy::too_many_lines, reason = "a table of the kernel's names")]
     pub const fn name(self) -> Option<&'static str> {
         Some(match self.0.cast_signed() {
             // What the kernel counts where it has no room for one more errno.
