@@ -8,10 +8,12 @@ pub mod status;
 pub mod text;
 pub mod validate;
 
+use std::fmt::Display;
+use std::io::{self, ErrorKind, Write as _};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
 /// The command line or the configuration cannot be used.
@@ -59,7 +61,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => in_runtime(status::run(args)),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("galen: {error:#}");
+        say(format_args!("galen: {error:#}"));
         ExitCode::FAILURE
     })
 }
@@ -88,5 +90,23 @@ fn start_log() {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
+        // It would report a log that cannot be written to on the same standard error, and panic there.
+        .log_internal_errors(false)
         .init();
+}
+
+/// Prints on standard output. A reader that went away has what it wants and is no error.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(error).context("cannot write to standard output")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Says a line on standard error. Where that cannot be written to, nobody can be told so.
+fn say(line: impl Display) {
+    let _ = writeln!(io::stderr().lock(), "{line}");
 }
