@@ -210,8 +210,7 @@ fn a_follower_ends_in_order_on_both_signals() -> Result<()> {
     for number in [libc::SIGTERM, libc::SIGINT] {
         // Signals are listened for before the agent is asked.
         let agent = std::net::TcpListener::bind("127.0.0.1:0")?;
-        let mut follower =
-            galen()?.args(["events", "--listen", &agent.local_addr()?.to_string()]).spawn()?;
+        let mut follower = galen()?.args(["events", "--listen", &agent.local_addr()?.to_string()]).spawn()?;
         let asked = agent.accept();
         let status = signal(&follower, number).and_then(|()| wait(&mut follower, Duration::from_secs(5)));
         kill_child(&mut follower);
