@@ -4,6 +4,9 @@
 //! [`config`] → [`privilege`] → [`kernel`] → [`event`] → [`identity`] → [`health`] → [`faults`] → [`healing`] →
 //! [`sink`] → [`server`] → [`pipeline`] → [`cli`]. `ARCHITECTURE.md` shows the whole way.
 
+// These panic when the output is gone or full, and a panic ends the agent.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod cli;
 pub mod config;
 pub mod event;

@@ -64,9 +64,7 @@ impl AgentArgs {
                 Some(config)
             }
             Err(diagnostics) => {
-                for diagnostic in diagnostics {
-                    eprintln!("{diagnostic}");
-                }
+                diagnostics.iter().for_each(super::say);
                 None
             }
         }
@@ -76,14 +74,14 @@ impl AgentArgs {
 /// Runs the agent until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// When signals cannot be received or threads cannot be started.
+/// When signals cannot be received, threads cannot be started, or what was asked for cannot be printed.
 pub fn run(args: &AgentArgs) -> anyhow::Result<ExitCode> {
     if args.unpin {
         return unpin(Path::new(PIN_DIR));
     }
     let Some(config) = args.load() else { return Ok(ExitCode::from(UNUSABLE)) };
     if args.print_config {
-        print!("{}", config::print_effective(&config));
+        super::print(&config::print_effective(&config))?;
         return Ok(ExitCode::SUCCESS);
     }
     // From here on, so that none ends the agent in the middle of attaching: a runtime without threads takes
@@ -115,7 +113,7 @@ fn ended(result: Result<(), StartError>) -> anyhow::Result<ExitCode> {
     match result {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error @ StartError::InUse { .. }) => {
-            eprintln!("galen: {error}");
+            super::say(format_args!("galen: {error}"));
             Ok(ExitCode::from(UNUSABLE))
         }
         Err(error) => Err(error.into()),
@@ -155,7 +153,7 @@ fn unpin(folder: &Path) -> anyhow::Result<ExitCode> {
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            println!("nothing is pinned under {}", folder.display());
+            super::print(&format!("nothing is pinned under {}\n", folder.display()))?;
             return Ok(ExitCode::SUCCESS);
         }
         Err(error) => {
@@ -167,13 +165,19 @@ fn unpin(folder: &Path) -> anyhow::Result<ExitCode> {
             });
         }
     };
+    let mut said = String::new();
+    let removed = remove(folder, entries, &mut said);
+    super::print(&said)?;
+    removed.map(|()| ExitCode::SUCCESS)
+}
+
+fn remove(folder: &Path, entries: std::fs::ReadDir, said: &mut String) -> anyhow::Result<()> {
     for entry in entries.flatten() {
         let path = entry.path();
         std::fs::remove_file(&path).with_context(|| format!("{} cannot be removed", path.display()))?;
-        println!("removed {}", path.display());
+        said.push_str(&format!("removed {}\n", path.display()));
     }
-    std::fs::remove_dir(folder).with_context(|| format!("{} cannot be removed", folder.display()))?;
-    Ok(ExitCode::SUCCESS)
+    std::fs::remove_dir(folder).with_context(|| format!("{} cannot be removed", folder.display()))
 }
 
 #[cfg(test)]

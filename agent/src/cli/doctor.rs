@@ -72,23 +72,21 @@ struct ProbeReport {
 /// Looks, prints, and gives 0 when every probe that is switched on has a hook, else 1.
 ///
 /// # Errors
-/// When the report cannot be made into JSON.
+/// When the report cannot be made into JSON or written.
 pub fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     let loaded = config::load(args.config.as_deref(), std::env::vars(), &Overrides::default());
     let config = match loaded {
         Ok(loaded) => loaded.config,
         Err(diagnostics) => {
-            for diagnostic in diagnostics {
-                eprintln!("{diagnostic}");
-            }
+            diagnostics.iter().for_each(super::say);
             return Ok(ExitCode::from(UNUSABLE));
         }
     };
     let report = examine(&config);
-    match args.output {
-        super::text::Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
-        super::text::Format::Text => print_text(&report, std::io::stdout().is_terminal()),
-    }
+    super::print(&match args.output {
+        super::text::Format::Json => serde_json::to_string_pretty(&report)? + "\n",
+        super::text::Format::Text => for_people(&report, std::io::stdout().is_terminal()),
+    })?;
     let off = |probe: &ProbeReport| probe.refused.iter().any(|reason| reason.starts_with("switched off"));
     let well =
         !report.probes.is_empty() && report.probes.iter().all(|probe| probe.variant != "none" || off(probe));
@@ -196,7 +194,7 @@ fn facts(config: &Config, hierarchies: &Hierarchies) -> Vec<Fact> {
     facts
 }
 
-fn print_text(report: &Report, is_terminal: bool) {
+fn for_people(report: &Report, is_terminal: bool) -> String {
     let style = |state: &str| {
         let color = match state {
             "ok" => AnsiColor::Green,
@@ -205,12 +203,12 @@ fn print_text(report: &Report, is_terminal: bool) {
         };
         if is_terminal { Style::new().fg_color(Some(color.into())) } else { Style::new() }
     };
-    println!("kernel {}", report.kernel);
+    let mut out = format!("kernel {}\n", report.kernel);
     for fact in &report.facts {
         let style = style(fact.state);
-        println!("  {style}{:<8}{style:#} {:<20} {}", fact.state, fact.name, fact.detail);
+        out += &format!("  {style}{:<8}{style:#} {:<20} {}\n", fact.state, fact.name, fact.detail);
     }
-    println!("probes");
+    out += "probes\n";
     for probe in &report.probes {
         let state = match (probe.variant, probe.refused.is_empty()) {
             ("none", _) => "missing",
@@ -218,12 +216,15 @@ fn print_text(report: &Report, is_terminal: bool) {
             _ => "limited",
         };
         let style = style(state);
-        println!("  {style}{state:<8}{style:#} {:<20} {:<11} {}", probe.probe, probe.variant, probe.hook);
+        out += &format!(
+            "  {style}{state:<8}{style:#} {:<20} {:<11} {}\n",
+            probe.probe, probe.variant, probe.hook
+        );
         for reason in &probe.refused {
-            println!("           {:<20} {reason}", "");
+            out += &format!("           {:<20} {reason}\n", "");
         }
     }
-    println!("capabilities");
+    out += "capabilities\n";
     for need in &report.capabilities {
         let state = match (need.have, need.needed) {
             (true, _) => "ok",
@@ -231,19 +232,20 @@ fn print_text(report: &Report, is_terminal: bool) {
             (false, false) => "unused",
         };
         let style = style(if state == "unused" { "ok" } else { state });
-        println!(
-            "  {style}{state:<8}{style:#} {:<20} {:<14} {}",
+        out += &format!(
+            "  {style}{state:<8}{style:#} {:<20} {:<14} {}\n",
             need.capability,
             need.held.name(),
             need.needed_by
         );
         if state == "missing" {
-            println!("           {:<20} lost without it: {}", "", need.lost_without_it);
+            out += &format!("           {:<20} lost without it: {}\n", "", need.lost_without_it);
         }
     }
-    println!("sandbox");
+    out += "sandbox\n";
     for fact in &report.sandbox {
         let style = style(fact.state);
-        println!("  {style}{:<8}{style:#} {:<20} {}", fact.state, fact.name, fact.detail);
+        out += &format!("  {style}{:<8}{style:#} {:<20} {}\n", fact.state, fact.name, fact.detail);
     }
+    out
 }

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use bytes::BytesMut;
 use serde_json::Value;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::client::{self, Answer, Reach};
 use super::text::Format;
@@ -50,7 +51,7 @@ fn since(text: &str) -> Result<String, String> {
     Err("expected a time such as 2026-01-31T12:00:00Z, or a duration such as 5m".to_owned())
 }
 
-/// Prints until the agent ends the stream or Ctrl-C; both Ctrl-C and a reader that went away end with 0.
+/// Prints until the agent ends the stream, Ctrl-C or SIGTERM; both signals and a reader that went away end with 0.
 ///
 /// # Errors
 /// When the agent is not there, refuses, or ends while it is followed: one sentence with the address and
@@ -58,9 +59,12 @@ fn since(text: &str) -> Result<String, String> {
 pub async fn run(args: EventsArgs) -> Result<ExitCode> {
     let color = args.output == Format::Text && text::stdout_takes_color();
     let mut out = tokio::io::stdout();
+    let listen = |kind| signal(kind).context("cannot receive signals");
+    let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
     tokio::select! {
         biased;
-        interrupted = tokio::signal::ctrl_c() => interrupted.context("cannot listen for Ctrl-C")?,
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
         printed = print(&args, &mut out, color) => printed?,
     }
     Ok(ExitCode::SUCCESS)

@@ -1,6 +1,5 @@
 //! `galen status`: health now, worst first.
 
-use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -46,12 +45,7 @@ pub async fn run(args: StatusArgs) -> Result<ExitCode> {
         Format::Json => format!("{answer}\n"),
         Format::Text => for_people(&status, args.all, WallTime::now(), stdout_takes_color()),
     };
-    match std::io::stdout().lock().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            return Err(error).context("cannot write to standard output");
-        }
-        _ => {}
-    }
+    super::print(&text)?;
     Ok(if any_wrong(&status) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 

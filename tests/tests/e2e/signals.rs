@@ -104,11 +104,11 @@ fn failing_writes_are_a_fault_and_then_healed() -> Result<()> {
 #[test]
 fn slow_writes_are_a_fault_and_then_healed() -> Result<()> {
     let (folder, cgroup) = (TempDir::with_prefix("galen-test-")?, Cgroup::new("slow")?);
-    let mut agent = start(&folder, "write_slow", &cgroup, "window: 1s, file_write: { slow: 1us }")?;
+    let mut agent = start(&folder, "write_slow", &cgroup, "window: 1s, file_write: { slow: 20us }")?;
     let file = folder.path().join("mix");
     let file = file.to_str().context("UTF-8")?;
     raises(&agent, &cgroup, "write_slow", "writes were slow", || {
-        Load::run(&cgroup, &["write-mix", file, "100"]).map(drop)
+        Load::run(&cgroup, &["write-one", file, "1048576"]).map(drop)
     })?;
     agent.stop()
 }

@@ -90,7 +90,7 @@ const SUITES: [Suite; 7] = [
     },
     Suite {
         name: "structure",
-        about: "the layout rules alone: stages import earlier stages only, no long files",
+        about: "the layout rules alone: stages import earlier stages only, unsafe code only where it is listed, no long files",
         needs: "nothing",
         time: "1 s",
         by_default: false,
