@@ -43,7 +43,10 @@ pub(crate) enum Command {
         /// In suite fresh, run only the unit tests on the fresh machine
         #[arg(long)]
         short: bool,
-        /// Arguments of the test programs in suites unit and e2e, such as a part of a test's name
+        /// In suite vm, this kernel only, by Debian's release or its series, such as bookworm or 6.1; repeatable
+        #[arg(long = "kernel", value_name = "NAME")]
+        kernels: Vec<String>,
+        /// Arguments of the test programs in suites unit, e2e and vm, such as a part of a test's name
         #[arg(last = true, value_name = "ARGS")]
         arguments: Vec<OsString>,
     },

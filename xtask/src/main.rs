@@ -42,8 +42,8 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         }
         Command::Run { arguments } => run::run(&arguments)?,
         Command::Test { list: true, .. } => test::list(),
-        Command::Test { names, short, arguments, .. } => {
-            return test::run(&names, test::Options { short, arguments });
+        Command::Test { names, short, kernels, arguments, .. } => {
+            return test::run(&names, test::Options { short, kernels, arguments });
         }
         Command::Bench { area, quick } => bench::run(area.as_deref(), quick)?,
         Command::Fmt => test::lint::format()?,

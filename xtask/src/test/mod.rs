@@ -7,6 +7,7 @@ mod fresh;
 pub(crate) mod lint;
 mod shell;
 mod structure;
+mod vm;
 
 use std::cell::OnceCell;
 use std::ffi::OsString;
@@ -31,6 +32,8 @@ pub(crate) enum Outcome {
 pub(crate) struct Options {
     /// The fresh machine runs the unit tests only.
     pub(crate) short: bool,
+    /// Kernels of suite `vm`; all of them when none is named.
+    pub(crate) kernels: Vec<String>,
     /// Handed to the test programs.
     pub(crate) arguments: Vec<OsString>,
 }
@@ -63,7 +66,7 @@ struct Suite {
 }
 
 /// In the order they run: what is quick and breaks most comes first.
-const SUITES: [Suite; 7] = [
+const SUITES: [Suite; 8] = [
     Suite {
         name: "unit",
         about: "unit tests of the agent, the shared crate and xtask, the layout rules among them",
@@ -119,6 +122,14 @@ const SUITES: [Suite; 7] = [
         time: "25 min; 12 min with --short",
         by_default: false,
         run: fresh::run,
+    },
+    Suite {
+        name: "vm",
+        about: "the end-to-end tests on Debian's kernels 5.10, 6.1, 6.12 and the newest, in virtual machines",
+        needs: "apt for kernels, QEMU and what is missing; 3 GB of memory",
+        time: "8 min when built",
+        by_default: false,
+        run: vm::run,
     },
 ];
 
