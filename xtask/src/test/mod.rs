@@ -34,6 +34,12 @@ pub(crate) struct Options {
     pub(crate) short: bool,
     /// Kernels of suite `vm`; all of them when none is named.
     pub(crate) kernels: Vec<String>,
+    /// All end-to-end tests on each kernel of suite `vm`.
+    pub(crate) long: bool,
+    /// Suite `vm` writes `docs/kernels.md`.
+    pub(crate) write_docs: bool,
+    /// What machines of suite `vm` run in place of the tests.
+    pub(crate) command: Option<String>,
     /// Handed to the test programs.
     pub(crate) arguments: Vec<OsString>,
 }
@@ -125,9 +131,9 @@ const SUITES: [Suite; 8] = [
     },
     Suite {
         name: "vm",
-        about: "the end-to-end tests on Debian's kernels 5.10, 6.1, 6.12 and the newest, in virtual machines",
-        needs: "apt for kernels, QEMU and what is missing; 3 GB of memory",
-        time: "8 min when built",
+        about: "the table of docs/kernels.md: each variant of hooks on Debian's kernels 5.10, 6.1, 6.12 and the newest",
+        needs: "apt for the kernels and QEMU, iproute2, e2fsprogs, 3 GB of memory",
+        time: "6 min when built; with --long 1 h",
         by_default: false,
         run: vm::run,
     },
