@@ -30,13 +30,17 @@ static ZERO: ConnectStats =
     ConnectStats { outcomes: [0; 8], syn_retransmits: [0; 8], latency_sum_ns: 0, latency_us: [0; BUCKETS] };
 
 /// Where a connect stands when it ends.
+///
+/// Aligned, addresses first: else they are filled by a loop over bytes, which costs the verifiers of older
+/// kernels more than they allow.
 #[derive(Clone, Copy)]
+#[repr(C, align(8))]
 struct Endpoints {
+    saddr: [u8; 16],
+    daddr: [u8; 16],
     family: u16,
     sport: u16,
     dport: u16,
-    saddr: [u8; 16],
-    daddr: [u8; 16],
     errno: u32,
     syn_retransmits: u32,
 }

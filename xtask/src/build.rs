@@ -43,6 +43,14 @@ pub(crate) fn workload() -> Result<PathBuf> {
     Ok(paths::workload())
 }
 
+/// Builds the first process of the machines of suite `vm`.
+pub(crate) fn vm_init() -> Result<PathBuf> {
+    let mut command = process::cargo();
+    command.args(["build", "--release", "--package", package::TESTS, "--bin", "galen-vm-init"]);
+    process::run(&mut command).context("the first process of the machines does not build")?;
+    Ok(paths::vm_init())
+}
+
 /// Sets up and builds the eBPF object alone.
 pub(crate) fn object() -> Result<PathBuf> {
     let tools = setup::setup()?;

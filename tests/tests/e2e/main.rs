@@ -12,6 +12,7 @@ mod flood;
 mod healing;
 mod hooks;
 mod http;
+mod kernels;
 mod lifecycle;
 mod oom_kill;
 mod output;

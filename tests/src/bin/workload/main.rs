@@ -7,6 +7,7 @@
 mod connects;
 mod files;
 mod setting;
+mod ways;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -41,6 +42,8 @@ usage: galen-workload [--wait] [--netns FILE] COMMAND
   write-mix FILE N              N calls each of write, pwrite64, writev, pwritev, pwritev2
   write-one FILE BYTES          one call of write
   write-others N                N writes each to /dev/null, a pipe and a socket
+  write-way WAY SOURCE FILE     5 operations of 4096 bytes in this way: write, pwrite64, writev, pwritev, pwritev2,
+                                sendfile, splice, copy_file_range, io_uring, mmap; SOURCE has what is copied
   fill FILE                     writes until the filesystem is full
 example: galen-workload pwrite-file 100000 /var/tmp";
 
@@ -72,6 +75,7 @@ fn run(words: &[&str]) -> Result<Value> {
         ["write-mix", file, times] => return files::mix(file, number(times)?),
         ["write-one", file, bytes] => return files::one(file, number(bytes)?),
         ["write-others", times] => return files::others(number(times)?),
+        ["write-way", way, source, file] => return ways::one(way, source, file),
         ["fill", file] => return files::fill(file),
         ["pwrite-null", times] => {
             let file = OpenOptions::new().write(true).open("/dev/null").context("cannot open /dev/null")?;
