@@ -1,7 +1,8 @@
 //! Galen's user space.
 //!
 //! The modules are the stages of an event's way, in order; a stage imports only earlier ones:
-//! [`config`] → [`privilege`] → [`kernel`] → [`event`] → [`identity`] → [`health`] → [`faults`] → [`healing`] →
+//! [`config`] → [`privilege`] → [`kernel`] → [`event`] → [`identity`] → [`incidents`] → [`health`] → [`faults`] →
+//! [`healing`] →
 //! [`sink`] → [`server`] → [`pipeline`] → [`cli`]. `ARCHITECTURE.md` shows the whole way.
 
 // These panic when the output is gone or full, and a panic ends the agent.
@@ -14,6 +15,7 @@ pub mod faults;
 pub mod healing;
 pub mod health;
 pub mod identity;
+pub mod incidents;
 pub mod kernel;
 pub mod memory;
 pub mod pipeline;

@@ -4,6 +4,9 @@ pub mod agent;
 pub mod client;
 pub mod doctor;
 pub mod events;
+mod incident_text;
+pub mod incidents;
+pub mod replay;
 pub mod status;
 pub mod text;
 pub mod validate;
@@ -42,6 +45,10 @@ enum Command {
     Events(events::EventsArgs),
     /// Show health now, worst first
     Status(status::StatusArgs),
+    /// List the OOM incidents that were kept, or show one
+    Incidents(incidents::IncidentsArgs),
+    /// Feed a recorded incident to the decision maker and print what it decides; does nothing
+    Replay(replay::ReplayArgs),
 }
 
 /// Runs the command line; gives the exit status: 0 done, 1 something is wrong, 2 it cannot be used.
@@ -61,6 +68,8 @@ pub fn main() -> ExitCode {
         Command::Validate(args) => validate::run(&args),
         Command::Events(args) => in_runtime(events::run(args)),
         Command::Status(args) => in_runtime(status::run(args)),
+        Command::Incidents(args) => incidents::run(&args),
+        Command::Replay(args) => replay::run(&args),
     };
     result.unwrap_or_else(|error| {
         say(format_args!("galen: {error:#}"));

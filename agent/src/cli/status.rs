@@ -179,6 +179,7 @@ pub(super) mod tests {
             history: Arc::clone(&history),
             printer: None,
             counters: Arc::default(),
+            incidents: std::path::PathBuf::from("/nonexistent"),
         };
         let stop = CancellationToken::new();
         let served = tokio::spawn(bound.serve(Api::new(state, stop.clone())));

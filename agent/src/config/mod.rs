@@ -47,6 +47,8 @@ pub struct Config {
     pub host: Host,
     /// `/metrics`.
     pub metrics: Metrics,
+    /// What is kept of each OOM.
+    pub incidents: Incidents,
 }
 
 impl Default for Config {
@@ -64,6 +66,7 @@ impl Default for Config {
             healing: Healing::default(),
             host: Host::default(),
             metrics: Metrics::default(),
+            incidents: Incidents::default(),
         }
     }
 }
@@ -417,5 +420,30 @@ pub struct Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         Self { series_max: 1000 }
+    }
+}
+
+/// What is kept of each OOM.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Incidents {
+    /// Files in the state folder; the oldest make room. 0 keeps none.
+    pub files_max: usize,
+    /// Bytes of those files.
+    pub bytes_max: Bytes,
+    /// Connects, and as many writes, that are remembered of each cgroup; 0 remembers none.
+    pub recorder_events: usize,
+    /// Bytes of all that is remembered; the oldest make room.
+    pub recorder_bytes: Bytes,
+}
+
+impl Default for Incidents {
+    fn default() -> Self {
+        Self {
+            files_max: 200,
+            bytes_max: Bytes::kib(64 * 1024),
+            recorder_events: 16,
+            recorder_bytes: Bytes::kib(1024),
+        }
     }
 }

@@ -37,6 +37,7 @@ pub struct Prepared {
     pub(super) lock: Option<File>,
     pub(super) loaded: LoadedCore,
     pub(super) book: Arc<Book>,
+    pub(super) hierarchies: Hierarchies,
     pub(super) policies: PolicySet,
     pub(super) links: Links,
     pub(super) oom_functions: Arc<OnceLock<OomFunctions>>,

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::book::lock;
 use super::drain::Drain;
 use super::enrich::Enricher;
 use super::outlet::{Outlet, Parts};
@@ -21,6 +22,7 @@ use crate::event::{Event, FaultSignal, HealthState, Probe, WallTime};
 use crate::healing::audit::Audit;
 use crate::healing::policy::PolicySet;
 use crate::healing::{Ends, Healer, HealerClient};
+use crate::incidents::{self, Incidents};
 use crate::kernel::cgroups::Hierarchies;
 use crate::kernel::{Core, Report, host};
 use crate::server::{Api, LocalSocket, Readiness, Server, State};
@@ -33,6 +35,7 @@ const LISTEN_RETRY: Duration = Duration::from_secs(5);
 /// What the parts get to end in; together they stay below the 5 s that the agent promises.
 const TASKS_DEADLINE: Duration = Duration::from_millis(3200);
 const STDOUT_DEADLINE: Duration = Duration::from_millis(1000);
+const INCIDENTS_DEADLINE: Duration = Duration::from_millis(500);
 
 /// Why the agent does not start at all.
 #[derive(Debug, thiserror::Error)]
@@ -78,7 +81,8 @@ pub async fn run(options: Options, mut prepared: Prepared) -> Result<(), StartEr
     let outputs = open_outputs(&config)?;
     // Programs stay attached as long as this lives.
     let _programs = prepared.loaded.programs.take();
-    let running = spawn_parts(&config, outputs, prepared, (reload, reload_requests), &shutdown);
+    let incidents = start_incidents(&config, &prepared, &outputs.counters)?;
+    let running = spawn_parts(&config, outputs, incidents, prepared, (reload, reload_requests), &shutdown);
     shutdown.cancelled().await;
     tracing::info!("ending");
     end_in_order(running).await;
@@ -106,17 +110,30 @@ fn open_outputs(config: &Config) -> Result<Outputs, StartError> {
     Ok(Outputs { node, history, counters, stdout, audit })
 }
 
+fn start_incidents(
+    config: &Config,
+    prepared: &Prepared,
+    counters: &Counters,
+) -> Result<(Incidents, oneshot::Receiver<()>), StartError> {
+    let book = Arc::clone(&prepared.book);
+    let name: incidents::NameCgroup = Arc::new(move |id| lock(&book.cgroups).identity(id));
+    Incidents::start(config, &prepared.hierarchies, name, Arc::clone(&counters.incidents))
+        .map_err(StartError::Thread)
+}
+
 /// What has to be ended.
 struct Running {
     tasks: TaskTracker,
     drain_end: CancellationToken,
     drained: JoinHandle<(Outlet, mpsc::Receiver<Event>)>,
     stdout: Option<Stdout>,
+    incidents_ended: oneshot::Receiver<()>,
 }
 
 fn spawn_parts(
     config: &Config,
     outputs: Outputs,
+    (incidents, incidents_ended): (Incidents, oneshot::Receiver<()>),
     prepared: Prepared,
     (reload, reload_requests): (Reload, mpsc::Receiver<()>),
     shutdown: &CancellationToken,
@@ -147,6 +164,7 @@ fn spawn_parts(
         book: Arc::clone(&book),
         enricher: Enricher::new(Arc::clone(&node), config.host.proc.clone(), links, oom_functions),
         outlet: Outlet::new(parts, config, blind_to(&loaded, &config.kernel), WallTime::now()),
+        incidents,
         healing,
         reloads,
         drain_interval: config.kernel.drain_interval.0,
@@ -179,6 +197,7 @@ fn spawn_parts(
         history,
         printer,
         counters,
+        incidents: incidents::store::folder_in(&config.state_dir),
     };
     let api = Api::new(state, shutdown.clone());
     if let Some(socket) = socket {
@@ -194,12 +213,12 @@ fn spawn_parts(
         Reloading { reload, rules, healer: healer.client(), healing_mode, started: config.clone() };
     tasks.spawn(healer.join());
     tasks.spawn(follow_reloads(reloading, reload_requests, shutdown.clone()));
-    Running { tasks, drain_end, drained, stdout }
+    Running { tasks, drain_end, drained, stdout, incidents_ended }
 }
 
 /// Ends what runs, each part by a deadline, and says what is still to be said.
 async fn end_in_order(running: Running) {
-    let Running { tasks, drain_end, drained, stdout } = running;
+    let Running { tasks, drain_end, drained, stdout, incidents_ended } = running;
     drain_end.cancel();
     tasks.close();
     // Side by side and by one deadline, as all of it must fit into the 5 s.
@@ -218,6 +237,9 @@ async fn end_in_order(running: Running) {
             }
         }
         _ => tracing::warn!("the rings could not be emptied in time"),
+    }
+    if tokio::time::timeout(INCIDENTS_DEADLINE, incidents_ended).await.is_err() {
+        tracing::warn!("the last incidents could not be written in time");
     }
     if let Some(stdout) = stdout
         && !stdout.shutdown(STDOUT_DEADLINE).await

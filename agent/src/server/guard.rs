@@ -15,8 +15,8 @@ use super::Origin;
 use crate::sink::metrics::Counters;
 
 /// The routes, as requests are counted.
-pub(super) const ENDPOINTS: [&str; 6] =
-    ["/", "/metrics", "/healthz", "/readyz", "/api/v1/status", "/api/v1/events"];
+pub(super) const ENDPOINTS: [&str; 7] =
+    ["/", "/metrics", "/healthz", "/readyz", "/api/v1/status", "/api/v1/events", "/api/v1/incidents"];
 
 /// What the guard needs.
 pub(super) struct Guard {
@@ -33,7 +33,9 @@ pub(super) fn error(status: StatusCode, message: impl AsRef<str>) -> Response {
 /// Checks, answers, counts.
 pub(super) async fn check(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
     let path = request.uri().path();
-    let endpoint = ENDPOINTS.into_iter().find(|endpoint| *endpoint == path).unwrap_or("other");
+    // An incident's id is no route of its own.
+    let route = if path.starts_with("/api/v1/incidents/") { "/api/v1/incidents" } else { path };
+    let endpoint = ENDPOINTS.into_iter().find(|endpoint| *endpoint == route).unwrap_or("other");
     let mut response = match refused(&guard, &request) {
         Some(response) => response,
         None => next.run(request).await,

@@ -1,5 +1,5 @@
 //! The HTTP listener and the local socket: `/metrics`, `/healthz`, `/readyz`, `/api/v1/status`,
-//! `/api/v1/events`.
+//! `/api/v1/events`, `/api/v1/incidents`.
 //!
 //! Invariant: nothing here changes state. Every wait has a deadline and every resource a bound: headers,
 //! connections, readings of the counters, followers. A listener on loopback answers only to local names, so
@@ -7,6 +7,7 @@
 
 mod events;
 mod guard;
+mod incidents;
 mod io;
 mod local;
 mod readings;
@@ -113,6 +114,8 @@ pub struct State {
     pub printer: Option<Printer>,
     /// What the agent counts itself.
     pub counters: Arc<Counters>,
+    /// The folder of incidents.
+    pub incidents: std::path::PathBuf,
 }
 
 /// The server, before it has a socket.

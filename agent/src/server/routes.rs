@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::guard::{self, Guard, error};
 use super::readings::Readings;
-use super::{Origin, State, events};
+use super::{Origin, State, events, incidents};
 use crate::event::{Kind, ProbeFates, Totals};
 use crate::sink::history::SUBSCRIBER_SLOW;
 use crate::sink::metrics::{Exporter, Format, Input, OutputDrops, Process};
@@ -39,6 +39,8 @@ pub(super) fn router(app: &Arc<App>, origin: Origin) -> Router {
         .route("/readyz", get(readyz))
         .route("/api/v1/status", get(status))
         .route("/api/v1/events", get(events::events))
+        .route("/api/v1/incidents", get(incidents::list))
+        .route("/api/v1/incidents/{id}", get(incidents::one))
         .fallback(guard::not_found)
         .method_not_allowed_fallback(guard::not_allowed)
         .layer(middleware::from_fn_with_state(guard, guard::check))

@@ -59,6 +59,7 @@ async fn start() -> Fixture {
         history: Arc::clone(&history),
         printer: None,
         counters: Arc::default(),
+        incidents: std::path::PathBuf::from("/nonexistent"),
     };
     let stop = CancellationToken::new();
     let served = tokio::spawn(bound.serve(Api::new(state, stop.clone())));

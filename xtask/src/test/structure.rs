@@ -16,7 +16,7 @@ const LONGEST_FILE: usize = 600;
 ///
 /// Modules that are not named here (configuration, what several stages share) may be used by all of
 /// them. The glue comes last, since it starts everything.
-const STAGES: [&str; 14] = [
+const STAGES: [&str; 15] = [
     "privilege",
     "kernel",
     "event",
@@ -24,6 +24,7 @@ const STAGES: [&str; 14] = [
     "inspection",
     "logs",
     "discovery",
+    "incidents",
     "health",
     "faults",
     "healing",

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
 use crate::event::{Body, Event, Signal};
+use crate::incidents;
 
 /// Counters of the agent. Share it in an [`std::sync::Arc`]; every method takes `&self`.
 #[derive(Debug, Default)]
@@ -16,6 +17,8 @@ pub struct Counters {
     connections: AtomicU64,
     connections_refused: AtomicU64,
     peers_refused: AtomicU64,
+    /// What incidents count of themselves.
+    pub incidents: std::sync::Arc<incidents::Stats>,
 }
 
 impl Counters {

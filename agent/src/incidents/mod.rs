@@ -1,0 +1,133 @@
+//! Incidents: for each OOM, what is known of it, kept as one file.
+//!
+//! A kill's record comes with its victim and who was allocating; what else there is to know is gone within
+//! milliseconds. So a thread of its own reads it at once (the kernel's log, the cgroups, the processes),
+//! joins the marks of one OOM to one incident, waits until the victims have ended, and writes it down.
+//! [`Recorder`] keeps what each cgroup did last, [`store`] the files.
+//!
+//! Invariant: nothing waits for the thread or the disk. What finds no room is counted ([`Stats`]); what cannot
+//! be told is absent.
+
+mod cgroup;
+mod kernel_log;
+mod limit;
+mod model;
+mod pressure;
+mod processes;
+mod recorder;
+mod stats;
+pub mod store;
+mod worker;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
+
+use tokio::sync::oneshot;
+
+pub use model::{Incident, SCHEMA_VERSION};
+pub use recorder::Recorder;
+pub use stats::{Failure, Reading, Stats};
+
+use crate::config::Config;
+use crate::event::{Event, Fault, Identity, WallTime};
+use crate::kernel::cgroups::Hierarchies;
+use recorder::Moment;
+
+/// Marks and what belongs to them that wait for the thread. An OOM with more victims than this at once is
+/// counted, not kept whole.
+const QUEUE: usize = 256;
+/// Marks whose victims' last deeds are still to be asked for.
+const PENDING_MAX: usize = 256;
+
+/// Names a cgroup by its id.
+pub type NameCgroup = Arc<dyn Fn(u64) -> Arc<Identity> + Send + Sync>;
+
+/// A victim, as the pipeline hands it over.
+#[derive(Debug)]
+pub struct Mark {
+    /// The event as it was told.
+    pub event: Event,
+    /// The cgroup of the task that was allocating.
+    pub trigger_cgroup_id: Option<u64>,
+    /// The fault signal that was raised.
+    pub fault: Option<Fault>,
+}
+
+enum Message {
+    Mark(Box<Mark>),
+    /// What the victim's cgroup did up to the mark.
+    Last {
+        pid: u32,
+        time: WallTime,
+        moments: Vec<Moment>,
+    },
+}
+
+/// What the pipeline has of incidents: the recorder, and the way to the thread. Dropping it ends the thread,
+/// which first writes down what it has.
+pub struct Incidents {
+    recorder: Recorder,
+    messages: SyncSender<Message>,
+    pending: Vec<(Option<u64>, u32, WallTime)>,
+    stats: Arc<Stats>,
+}
+
+impl Incidents {
+    /// Starts the thread. The receiver is told when it has ended.
+    ///
+    /// # Errors
+    /// The thread cannot be started.
+    pub fn start(
+        config: &Config,
+        hierarchies: &Hierarchies,
+        name: NameCgroup,
+        stats: Arc<Stats>,
+    ) -> std::io::Result<(Self, oneshot::Receiver<()>)> {
+        let (messages, taken) = sync_channel(QUEUE);
+        let (end, ended) = oneshot::channel();
+        let worker = worker::Worker::new(config, hierarchies, name, Arc::clone(&stats));
+        std::thread::Builder::new().name("galen-incidents".into()).spawn(move || {
+            worker.run(&taken, Path::new("/dev/kmsg"));
+            // Whoever waited has given up already.
+            let _ = end.send(());
+        })?;
+        let own = &config.incidents;
+        let bytes_max = usize::try_from(own.recorder_bytes.0).unwrap_or(usize::MAX);
+        let recorder = Recorder::new(own.recorder_events, bytes_max, Arc::clone(&stats));
+        Ok((Self { recorder, messages, pending: Vec::new(), stats }, ended))
+    }
+
+    /// Records what a cgroup did.
+    pub fn record(&mut self, event: &Event) {
+        self.recorder.record(event);
+    }
+
+    /// Hands a victim over. To be called once everyone else has the event.
+    pub fn mark(&mut self, mark: Mark) {
+        let (pid, time) = (mark.event.task.pid.unwrap_or(0), mark.event.time);
+        let cgroup_id = mark.event.identity.cgroup_id;
+        if self.messages.try_send(Message::Mark(Box::new(mark))).is_err() {
+            self.stats.failed(Failure::QueueFull);
+            return;
+        }
+        if self.pending.len() < PENDING_MAX {
+            self.pending.push((cgroup_id, pid, time));
+        }
+    }
+
+    /// Whether a victim's last deeds are still to be taken out of the rings.
+    #[must_use]
+    pub fn waits_for_rings(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// To be called when all rings were found empty: everything from before the marks has been recorded.
+    pub fn rings_are_empty(&mut self) {
+        for (cgroup_id, pid, time) in self.pending.drain(..) {
+            let moments = self.recorder.moments(cgroup_id, pid, time);
+            // Without room for it the incident is written without it, after its deadline.
+            let _ = self.messages.try_send(Message::Last { pid, time, moments });
+        }
+    }
+}
