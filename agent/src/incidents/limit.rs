@@ -127,8 +127,11 @@ pub(super) fn kind(identity: &Identity) -> &'static str {
 mod tests {
     use super::*;
 
-    fn levels(of: &[(&str, Option<u64>, Option<u64>, Option<bool>)]) -> Vec<Level> {
-        let level = |(path, limit, most, moved): &(&str, Option<u64>, Option<u64>, Option<bool>)| Level {
+    /// Path, limit and most ever used in MiB, whether its counter moved.
+    type Row<'a> = (&'a str, Option<u64>, Option<u64>, Option<bool>);
+
+    fn levels(of: &[Row<'_>]) -> Vec<Level> {
+        let level = |(path, limit, most, moved): &Row<'_>| Level {
             path: (*path).to_owned(),
             limit_bytes: limit.map(|mib: u64| mib << 20),
             most_bytes: most.map(|mib: u64| mib << 20),

@@ -526,3 +526,7 @@ fn node_memory(proc: &Path) -> NodeMemory {
         pressure: pressure::read(&proc.join("pressure/memory")),
     }
 }
+
+#[cfg(test)]
+#[path = "worker_tests.rs"]
+mod tests;

@@ -13,6 +13,7 @@ mod healing;
 mod hooks;
 mod http;
 mod kernels;
+mod incidents;
 mod lifecycle;
 mod oom_kill;
 mod output;

@@ -24,9 +24,10 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde_json::{Value, json};
 
 const USAGE: &str = "\
-usage: galen-workload [--wait] [--netns FILE] COMMAND
+usage: galen-workload [--wait] [--netns FILE] [--unkillable] COMMAND
   --wait                        reads a line first, so that its caller can put it where it belongs
   --netns FILE                  joins this network namespace
+  --unkillable                  is spared by the OOM killer
   pwrite-null N                 N writes of one byte to /dev/null
   pwrite-file N [DIR]           N writes of one byte to a file in DIR (default: here)
   getppid N                     N calls of getppid
@@ -44,6 +45,7 @@ usage: galen-workload [--wait] [--netns FILE] COMMAND
   write-others N                N writes each to /dev/null, a pipe and a socket
   write-way WAY SOURCE FILE     5 operations of 4096 bytes in this way: write, pwrite64, writev, pwritev, pwritev2,
                                 sendfile, splice, copy_file_range, io_uring, mmap; SOURCE has what is copied
+  last-deeds FILE ADDR MIB      writes to FILE, connects to ADDR, and takes so much memory
   fill FILE                     writes until the filesystem is full
 example: galen-workload pwrite-file 100000 /var/tmp";
 
@@ -76,6 +78,11 @@ fn run(words: &[&str]) -> Result<Value> {
         ["write-one", file, bytes] => return files::one(file, number(bytes)?),
         ["write-others", times] => return files::others(number(times)?),
         ["write-way", way, source, file] => return ways::one(way, source, file),
+        ["last-deeds", file, addr, mib] => {
+            files::one(file, 5)?;
+            try_connect(addr, 1)?;
+            return take(number(mib)?).map(|held| json!({"mib": held.len()}));
+        }
         ["fill", file] => return files::fill(file),
         ["pwrite-null", times] => {
             let file = OpenOptions::new().write(true).open("/dev/null").context("cannot open /dev/null")?;
