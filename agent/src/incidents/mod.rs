@@ -40,6 +40,9 @@ const QUEUE: usize = 256;
 /// Marks whose victims' last deeds are still to be asked for.
 const PENDING_MAX: usize = 256;
 
+/// Under a flood the rings are never empty; after so many batches what lay in them at the mark is out.
+const BATCHES_MAX: u32 = 256;
+
 /// Names a cgroup by its id.
 pub type NameCgroup = Arc<dyn Fn(u64) -> Arc<Identity> + Send + Sync>;
 
@@ -70,6 +73,8 @@ pub struct Incidents {
     recorder: Recorder,
     messages: SyncSender<Message>,
     pending: Vec<(Option<u64>, u32, WallTime)>,
+    /// Batches since the first of those.
+    batches: u32,
     stats: Arc<Stats>,
 }
 
@@ -95,7 +100,7 @@ impl Incidents {
         let own = &config.incidents;
         let bytes_max = usize::try_from(own.recorder_bytes.0).unwrap_or(usize::MAX);
         let recorder = Recorder::new(own.recorder_events, bytes_max, Arc::clone(&stats));
-        Ok((Self { recorder, messages, pending: Vec::new(), stats }, ended))
+        Ok((Self { recorder, messages, pending: Vec::new(), batches: 0, stats }, ended))
     }
 
     /// Records what a cgroup did.
@@ -122,8 +127,17 @@ impl Incidents {
         !self.pending.is_empty()
     }
 
-    /// To be called when all rings were found empty: everything from before the marks has been recorded.
-    pub fn rings_are_empty(&mut self) {
+    /// To be called after each batch from the rings, with whether they were found empty: then everything from
+    /// before the marks has been recorded.
+    pub fn after_batch(&mut self, is_empty: bool) {
+        if self.pending.is_empty() {
+            return;
+        }
+        self.batches += 1;
+        if !is_empty && self.batches < BATCHES_MAX {
+            return;
+        }
+        self.batches = 0;
         for (cgroup_id, pid, time) in self.pending.drain(..) {
             let moments = self.recorder.moments(cgroup_id, pid, time);
             // Without room for it the incident is written without it, after its deadline.

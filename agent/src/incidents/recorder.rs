@@ -126,8 +126,13 @@ impl Recorder {
         self.bytes += kept.bytes();
         self.events += 1;
         let tracks = self.cgroups.entry(place.cgroup_id).or_default();
-        tracks.0[track].push_back(kept);
-        if tracks.0[track].len() > self.events_max {
+        let own = &mut tracks.0[track];
+        if own.len() == own.capacity() {
+            // Most cgroups do little: doubling would hold more than is accounted for.
+            own.reserve_exact(1 + own.len() / 4);
+        }
+        own.push_back(kept);
+        if own.len() > self.events_max {
             self.give_up(place);
             self.stats.recorder_turned();
         }

@@ -90,7 +90,7 @@ impl Drain {
         let deadline = Instant::now() + LAST_DRAIN;
         while self.drain_oom(&mut raws) > 0 && Instant::now() < deadline {}
         while self.drain_once(&mut raws) > 0 && Instant::now() < deadline {}
-        self.incidents.rings_are_empty();
+        self.incidents.after_batch(true);
         // The reader has its token too: what it still reads comes before the last window.
         while let Some(window) = windows_read.recv().await {
             self.window(window, &mut losses, false);
@@ -104,12 +104,12 @@ impl Drain {
     }
 
     fn drain_batch(&mut self, raws: &mut Vec<Raw>) {
-        if self.drain_once(raws) >= BATCH {
+        let is_empty = self.drain_once(raws) < BATCH;
+        if !is_empty {
             // There may be more: again, after what else is waiting.
             self.notify.notify_one();
-        } else {
-            self.incidents.rings_are_empty();
         }
+        self.incidents.after_batch(is_empty);
     }
 
     fn drain_once(&mut self, raws: &mut Vec<Raw>) -> usize {
