@@ -54,9 +54,10 @@ pub(super) fn check(config: &Config) -> Vec<Finding> {
         ("host.proc", &config.host.proc),
         ("host.sys", &config.host.sys),
         ("host.cgroup", &config.host.cgroup),
+        ("host.kernel_log", &config.host.kernel_log),
     ] {
         if value.as_os_str().is_empty() {
-            findings.add(path, format!("`{path}` is empty"), "expected the path of a folder");
+            findings.add(path, format!("`{path}` is empty"), "expected a path");
         }
     }
     if !config.api.socket.as_os_str().is_empty() && !config.api.socket.is_absolute() {

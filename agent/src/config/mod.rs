@@ -401,11 +401,19 @@ pub struct Host {
     pub tracefs: Option<PathBuf>,
     /// Root of the cgroup mounts.
     pub cgroup: PathBuf,
+    /// The kernel's log.
+    pub kernel_log: PathBuf,
 }
 
 impl Default for Host {
     fn default() -> Self {
-        Self { proc: "/proc".into(), sys: "/sys".into(), tracefs: None, cgroup: "/sys/fs/cgroup".into() }
+        Self {
+            proc: "/proc".into(),
+            sys: "/sys".into(),
+            tracefs: None,
+            cgroup: "/sys/fs/cgroup".into(),
+            kernel_log: "/dev/kmsg".into(),
+        }
     }
 }
 

@@ -19,7 +19,6 @@ mod stats;
 pub mod store;
 mod worker;
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 
@@ -91,9 +90,10 @@ impl Incidents {
     ) -> std::io::Result<(Self, oneshot::Receiver<()>)> {
         let (messages, taken) = sync_channel(QUEUE);
         let (end, ended) = oneshot::channel();
+        let kernel_log = config.host.kernel_log.clone();
         let worker = worker::Worker::new(config, hierarchies, name, Arc::clone(&stats));
         std::thread::Builder::new().name("galen-incidents".into()).spawn(move || {
-            worker.run(&taken, Path::new("/dev/kmsg"));
+            worker.run(&taken, &kernel_log);
             // Whoever waited has given up already.
             let _ = end.send(());
         })?;

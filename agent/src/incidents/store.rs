@@ -107,6 +107,11 @@ impl Store {
         }
     }
 
+    /// Whether an incident that was written is still there, and has not made room for others.
+    pub(super) fn has(&self, id: &str) -> bool {
+        self.files.contains_key(id)
+    }
+
     fn try_write(&self, id: &str, json: &[u8]) -> std::io::Result<()> {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)?;
         let half = self.folder.join(format!("{id}.tmp"));

@@ -63,6 +63,8 @@ struct Open {
     lasts_due: usize,
     connects: Vec<Moment>,
     writes: Vec<Moment>,
+    /// Whether it was on the disk once.
+    written: bool,
 }
 
 /// What confirms one victim.
@@ -194,10 +196,11 @@ impl Worker {
             lasts_due: 0,
             connects: Vec::new(),
             writes: Vec::new(),
+            written: false,
         };
         open.add(mark, watch, &scene);
         // At once, since a node without memory may not live to see the end of it.
-        self.store.write(&open.incident.id, &json(&open.incident));
+        open.written = self.store.write(&open.incident.id, &json(&open.incident));
         self.open.push(open);
     }
 
@@ -381,7 +384,9 @@ impl Worker {
 
     fn close(&mut self, mut open: Open) {
         open.finish();
-        if self.store.write(&open.incident.id, &json(&open.incident)) {
+        // One that made room for newer ones in the meantime must not come back and push them out.
+        let is_evicted = open.written && !self.store.has(&open.incident.id);
+        if is_evicted || self.store.write(&open.incident.id, &json(&open.incident)) {
             self.stats.written();
         } else {
             self.stats.failed(Failure::Disk);

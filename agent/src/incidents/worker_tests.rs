@@ -201,3 +201,19 @@ fn victims_and_incidents_are_bounded_and_what_is_left_out_is_counted() {
     assert_eq!(host.stats.read().failed, [("disk", 0), ("queue_full", 4)]);
     assert!(host.files().len() <= 9);
 }
+
+#[test]
+fn an_incident_that_made_room_does_not_come_back() {
+    let mut host = host(1);
+    host.kill(11, "/pod/a", 3000);
+    host.kill(12, "/pod/a", 2000);
+    host.last_deeds_are_there();
+    host.ends(11);
+    host.ends(12);
+    host.worker.look(false);
+    let files = host.files();
+    assert_eq!(files.len(), 1);
+    assert_eq!(files[0]["victims"][0]["event"]["pid"], 12, "the newest stays");
+    let stats = host.stats.read();
+    assert_eq!((stats.written, stats.evicted, stats.failed), (2, 1, [("disk", 0), ("queue_full", 0)]));
+}
