@@ -50,8 +50,6 @@ pub type NameCgroup = Arc<dyn Fn(u64) -> Arc<Identity> + Send + Sync>;
 pub struct Mark {
     /// The event as it was told.
     pub event: Event,
-    /// The cgroup of the task that was allocating.
-    pub trigger_cgroup_id: Option<u64>,
     /// The fault signal that was raised.
     pub fault: Option<Fault>,
 }

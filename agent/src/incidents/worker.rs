@@ -216,12 +216,23 @@ impl Worker {
         // Of a process that ends, procfs says that it sits in the root.
         let procfs = || tree.and_then(|tree| process.cgroup(tree)).filter(|path| path != "/");
         let victim = told.or_else(|| own.clone().filter(has)).or_else(procfs).or(own);
-        let trigger =
-            mark.trigger_cgroup_id.and_then(|id| (self.name)(id).cgroup.as_deref().map(str::to_owned));
+        let trigger = self.trigger(&mark.event, victim.as_deref());
         let levels = victim.as_deref().map(|path| self.levels(path)).unwrap_or_default();
         let charged = trigger.as_deref().filter(|path| has(&(*path).to_owned()));
         let (place, source) = limit::find(scope_of(&mark.event), report.as_ref(), &levels, charged);
         Scene { report, victim, trigger, place, source }
+    }
+
+    /// The cgroup of the task that was allocating, while it lives.
+    fn trigger(&self, event: &Event, victim: Option<&str>) -> Option<String> {
+        let Body::OomKill(kill) = &event.body else { return None };
+        let pid = kill.trigger_pid?;
+        if pid == kill.victim_pid {
+            return victim.map(str::to_owned);
+        }
+        let path = Watched::new(&self.proc, pid).cgroup(self.tree.as_ref()?);
+        // Of a process that ends, procfs says that it sits in the root.
+        path.filter(|path| path != "/")
     }
 
     fn levels(&self, victim: &str) -> Vec<Level> {

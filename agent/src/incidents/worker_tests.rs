@@ -73,7 +73,7 @@ impl Host {
         let mut event = Event::of_node(time, "n".into(), Body::OomKill(kill));
         event.task = Task { pid: Some(pid), tid: Some(pid), ..Task::default() };
         event.identity = Arc::new(Identity { cgroup: Some(cgroup.into()), ..Identity::default() });
-        self.worker.take(Message::Mark(Box::new(Mark { event, trigger_cgroup_id: None, fault: None })));
+        self.worker.take(Message::Mark(Box::new(Mark { event, fault: None })));
     }
 
     fn last_deeds_are_there(&mut self) {
