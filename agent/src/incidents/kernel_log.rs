@@ -65,14 +65,27 @@ pub(super) struct Listed {
 }
 
 /// The kernel's log, from when it was opened.
-pub(super) struct KernelLog {
+pub struct KernelLog {
     file: File,
     parser: Parser,
 }
 
 impl KernelLog {
-    /// Opens it at its end.
-    pub(super) fn open(path: &Path) -> std::io::Result<Self> {
+    /// Opens it at its end; it takes CAP_SYSLOG where the system keeps it from ordinary users. Where it cannot
+    /// be opened, that is said.
+    #[must_use]
+    pub fn open(path: &Path) -> Option<Self> {
+        Self::try_open(path)
+            .inspect_err(|error| {
+                tracing::info!(
+                    "{} cannot be read ({error}): whose limit an OOM hit is told by the cgroups' counters",
+                    path.display()
+                );
+            })
+            .ok()
+    }
+
+    fn try_open(path: &Path) -> std::io::Result<Self> {
         let mut file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
         file.seek(SeekFrom::End(0))?;
         Ok(Self { file, parser: Parser::default() })

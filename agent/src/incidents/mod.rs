@@ -24,6 +24,7 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 
 use tokio::sync::oneshot;
 
+pub use kernel_log::KernelLog;
 pub use model::{Incident, SCHEMA_VERSION};
 pub use recorder::Recorder;
 pub use stats::{Failure, Reading, Stats};
@@ -44,6 +45,16 @@ const BATCHES_MAX: u32 = 256;
 
 /// Names a cgroup by its id.
 pub type NameCgroup = Arc<dyn Fn(u64) -> Arc<Identity> + Send + Sync>;
+
+/// What incidents are told by, beside the events.
+pub struct Sources {
+    /// Where cgroups lie.
+    pub hierarchies: Hierarchies,
+    /// The kernel's log; `None` where it cannot be read.
+    pub kernel_log: Option<KernelLog>,
+    /// Names cgroups.
+    pub name: NameCgroup,
+}
 
 /// A victim, as the pipeline hands it over.
 #[derive(Debug)]
@@ -82,16 +93,14 @@ impl Incidents {
     /// The thread cannot be started.
     pub fn start(
         config: &Config,
-        hierarchies: &Hierarchies,
-        name: NameCgroup,
+        sources: Sources,
         stats: Arc<Stats>,
     ) -> std::io::Result<(Self, oneshot::Receiver<()>)> {
         let (messages, taken) = sync_channel(QUEUE);
         let (end, ended) = oneshot::channel();
-        let kernel_log = config.host.kernel_log.clone();
-        let worker = worker::Worker::new(config, hierarchies, name, Arc::clone(&stats));
+        let worker = worker::Worker::new(config, sources, Arc::clone(&stats));
         std::thread::Builder::new().name("galen-incidents".into()).spawn(move || {
-            worker.run(&taken, &kernel_log);
+            worker.run(&taken);
             // Whoever waited has given up already.
             let _ = end.send(());
         })?;

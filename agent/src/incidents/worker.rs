@@ -14,10 +14,9 @@ use super::pressure::{self, PERIOD, Samples};
 use super::processes::{self, Watched};
 use super::recorder::{self, Moment};
 use super::store::{self, Store};
-use super::{Failure, Mark, Message, NameCgroup, Stats};
+use super::{Failure, Mark, Message, NameCgroup, Sources, Stats};
 use crate::config::Config;
 use crate::event::{Body, Event, Identity, OomScope, WallTime};
-use crate::kernel::cgroups::Hierarchies;
 
 /// Marks at one limit that follow each other within this are one incident: the kernel kills a group in one
 /// go, and prints some lines for each, which takes a while on a serial console.
@@ -85,19 +84,15 @@ struct Scene {
 }
 
 impl Worker {
-    pub(super) fn new(
-        config: &Config,
-        hierarchies: &Hierarchies,
-        name: NameCgroup,
-        stats: Arc<Stats>,
-    ) -> Self {
+    pub(super) fn new(config: &Config, sources: Sources, stats: Arc<Stats>) -> Self {
         let own = &config.incidents;
         let folder = store::folder_in(&config.state_dir);
+        let Sources { hierarchies, kernel_log, name } = sources;
         Self {
             proc: config.host.proc.clone(),
-            tree: Tree::new(hierarchies),
+            tree: Tree::new(&hierarchies),
             name,
-            log: None,
+            log: kernel_log,
             samples: Samples::new(&config.host.proc),
             baseline: HashMap::new(),
             baseline_whole: false,
@@ -109,14 +104,7 @@ impl Worker {
     }
 
     /// Runs until the other end is dropped.
-    pub(super) fn run(mut self, messages: &Receiver<Message>, kernel_log: &Path) {
-        match KernelLog::open(kernel_log) {
-            Ok(log) => self.log = Some(log),
-            Err(error) => tracing::info!(
-                "{} cannot be read ({error}): whose limit an OOM hit is told by the cgroups' counters",
-                kernel_log.display()
-            ),
-        }
+    pub(super) fn run(mut self, messages: &Receiver<Message>) {
         self.read_baseline();
         let (mut sample_due, mut baseline_due) = (Instant::now(), Instant::now() + BASELINE_EVERY);
         loop {

@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::event::{OomKill, OomScope, Task};
+use crate::kernel::cgroups::Hierarchies;
 
 /// A host of plain files: a v2 hierarchy with a limit on `/pod`, and a procfs.
 struct Host {
@@ -43,7 +44,8 @@ fn host(files_max: usize) -> Host {
     let hierarchies = Hierarchies { v2: Some(folder.path().join("cgroup")), v1_memory: None };
     let stats = Arc::<Stats>::default();
     let name: NameCgroup = Arc::new(|_| Arc::default());
-    let mut worker = Worker::new(&config, &hierarchies, name, Arc::clone(&stats));
+    let mut worker =
+        Worker::new(&config, Sources { hierarchies, kernel_log: None, name }, Arc::clone(&stats));
     worker.read_baseline();
     Host { folder, worker, stats }
 }
@@ -175,7 +177,7 @@ fn the_end_of_the_agent_writes_what_is_known() {
     let worker = std::mem::replace(&mut host.worker, self::host(9).worker);
     let (messages, taken) = std::sync::mpsc::sync_channel(1);
     drop(messages);
-    worker.run(&taken, Path::new("/nonexistent"));
+    worker.run(&taken);
     let files = host.files();
     assert_eq!(files[0]["limit"]["kind"], "node");
     assert_eq!(files[0]["limit"]["source"], "kernel_stack");

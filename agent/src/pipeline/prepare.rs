@@ -12,6 +12,7 @@ use super::start::{LoadedCore, StartError, lock_state_dir, start_core, start_pol
 use crate::config::Config;
 use crate::healing::policy::{PolicySet, Spec};
 use crate::identity::{Cgroups, OomFunctions};
+use crate::incidents::KernelLog;
 use crate::kernel::cgroups::Hierarchies;
 use crate::privilege::capabilities::{self, BPF, Capabilities, DAC_READ_SEARCH, NET_BIND_SERVICE};
 use crate::privilege::links::Links;
@@ -38,6 +39,8 @@ pub struct Prepared {
     pub(super) loaded: LoadedCore,
     pub(super) book: Arc<Book>,
     pub(super) hierarchies: Hierarchies,
+    /// Opened while it may be.
+    pub(super) kernel_log: Option<KernelLog>,
     pub(super) policies: PolicySet,
     pub(super) links: Links,
     pub(super) oom_functions: Arc<OnceLock<OomFunctions>>,
@@ -63,6 +66,7 @@ pub fn prepare(config: &Config, config_file: Option<&Path>) -> Result<Prepared, 
     let socket = local_socket(config);
     let links = Links::start(&config.privileges).map_err(StartError::Thread)?;
 
+    let kernel_log = KernelLog::open(&config.host.kernel_log);
     let plan = plan(config, config_file, &policies, &loaded);
     let confinement = privilege::confine(&config.privileges, &plan);
     tracing::info!("privileges: {confinement}");
@@ -76,7 +80,18 @@ pub fn prepare(config: &Config, config_file: Option<&Path>) -> Result<Prepared, 
         config.kernel.file_write.slow.0,
         monotonic(),
     ));
-    Ok(Prepared { lock, loaded, book, policies, links, oom_functions, symbols, socket })
+    Ok(Prepared {
+        lock,
+        loaded,
+        book,
+        hierarchies,
+        kernel_log,
+        policies,
+        links,
+        oom_functions,
+        symbols,
+        socket,
+    })
 }
 
 fn local_socket(config: &Config) -> Option<LocalSocket> {

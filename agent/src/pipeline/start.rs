@@ -81,7 +81,7 @@ pub async fn run(options: Options, mut prepared: Prepared) -> Result<(), StartEr
     let outputs = open_outputs(&config)?;
     // Programs stay attached as long as this lives.
     let _programs = prepared.loaded.programs.take();
-    let incidents = start_incidents(&config, &prepared, &outputs.counters)?;
+    let incidents = start_incidents(&config, &mut prepared, &outputs.counters)?;
     let running = spawn_parts(&config, outputs, incidents, prepared, (reload, reload_requests), &shutdown);
     shutdown.cancelled().await;
     tracing::info!("ending");
@@ -112,13 +112,17 @@ fn open_outputs(config: &Config) -> Result<Outputs, StartError> {
 
 fn start_incidents(
     config: &Config,
-    prepared: &Prepared,
+    prepared: &mut Prepared,
     counters: &Counters,
 ) -> Result<(Incidents, oneshot::Receiver<()>), StartError> {
     let book = Arc::clone(&prepared.book);
     let name: incidents::NameCgroup = Arc::new(move |id| lock(&book.cgroups).identity(id));
-    Incidents::start(config, &prepared.hierarchies, name, Arc::clone(&counters.incidents))
-        .map_err(StartError::Thread)
+    let sources = incidents::Sources {
+        hierarchies: std::mem::take(&mut prepared.hierarchies),
+        kernel_log: prepared.kernel_log.take(),
+        name,
+    };
+    Incidents::start(config, sources, Arc::clone(&counters.incidents)).map_err(StartError::Thread)
 }
 
 /// What has to be ended.

@@ -37,7 +37,9 @@ fn rig(yaml: &str) -> Result<Rig> {
 
 fn files(state: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(state.join("incidents")).into_iter().flatten().flatten();
-    let mut files: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+    let paths = entries.map(|entry| entry.path());
+    let mut files: Vec<PathBuf> =
+        paths.filter(|path| path.extension().is_some_and(|end| end == "json")).collect();
     files.sort();
     files
 }
