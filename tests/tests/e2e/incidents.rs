@@ -173,14 +173,14 @@ fn victims_of_one_oom_are_one_incident() -> Result<()> {
     let above = Cgroup::new("group")?;
     let (group, other) = (above.child("group")?, above.child("cause")?);
     above.limit(2 * LIMIT)?;
-    let hold = |cgroup: &Cgroup, mib: &str| Load::start(cgroup, &["hold", mib]);
+    let hold = |cgroup: &Cgroup, mib: &str| Load::start(cgroup, &["--dies-first", "hold", mib]);
     let mut held = [hold(&group, "21")?, hold(&group, "20")?];
     for load in &held {
         load.wait_holding()?;
     }
     group.kill_as_group()?;
-    // It is the last that the kernel would choose, so it takes what both had.
-    let cause = Load::start(&other, &["--unkillable", "hold", "42"])?;
+    // It is the last that the kernel would choose, so it gets what both had.
+    let cause = Load::start(&other, &["hold", "42"])?;
     for load in &mut held {
         ensure!(!load.wait()?.success(), "it was to be killed");
     }

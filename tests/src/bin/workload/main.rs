@@ -24,10 +24,10 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde_json::{Value, json};
 
 const USAGE: &str = "\
-usage: galen-workload [--wait] [--netns FILE] [--unkillable] COMMAND
+usage: galen-workload [--wait] [--netns FILE] [--dies-first] COMMAND
   --wait                        reads a line first, so that its caller can put it where it belongs
   --netns FILE                  joins this network namespace
-  --unkillable                  is spared by the OOM killer
+  --dies-first                  is what the OOM killer takes before others
   pwrite-null N                 N writes of one byte to /dev/null
   pwrite-file N [DIR]           N writes of one byte to a file in DIR (default: here)
   getppid N                     N calls of getppid

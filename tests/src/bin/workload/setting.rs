@@ -19,9 +19,9 @@ pub(crate) fn enter<'a>(mut words: &'a [&'a str]) -> Result<&'a [&'a str]> {
                 join(file)?;
                 rest
             }
-            ["--unkillable", rest @ ..] => {
+            ["--dies-first", rest @ ..] => {
                 let place = "/proc/self/oom_score_adj";
-                fs::write(place, "-1000").with_context(|| format!("cannot write {place}"))?;
+                fs::write(place, "1000").with_context(|| format!("cannot write {place}"))?;
                 rest
             }
             _ => break,
