@@ -58,7 +58,7 @@ pub(super) fn load_config(path: Option<&Path>) -> Option<Config> {
         Ok(loaded) => Some(loaded.config),
         Err(diagnostics) => {
             for diagnostic in diagnostics {
-                eprintln!("{diagnostic}");
+                super::say(diagnostic);
             }
             None
         }
@@ -85,11 +85,11 @@ impl Missing {
     pub(super) fn say(&self) -> ExitCode {
         match self {
             Self::Unreadable(error) => {
-                eprintln!("galen: {error}{}", way_out(error));
+                super::say(format_args!("galen: {error}{}", way_out(error)));
                 ExitCode::from(if matches!(error, ReadError::Broken { .. }) { 1 } else { UNUSABLE })
             }
             Self::Unclear(why) => {
-                eprintln!("galen: {why}");
+                super::say(format_args!("galen: {why}"));
                 ExitCode::FAILURE
             }
         }
@@ -142,7 +142,7 @@ fn list(folder: &Path, output: Format) -> Result<ExitCode> {
         Err(error) => return Ok(Missing::Unreadable(error).say()),
     };
     for error in broken {
-        eprintln!("galen: {error}");
+        super::say(format_args!("galen: {error}"));
     }
     print(&match output {
         Format::Json => {

@@ -61,13 +61,13 @@ pub fn run(args: &ReplayArgs) -> Result<ExitCode> {
     let policies = match PolicySet::load(&config.healing) {
         Ok((policies, warnings)) => {
             for warning in warnings {
-                eprintln!("{warning}");
+                super::say(warning);
             }
             policies
         }
         Err(errors) => {
             for error in errors {
-                eprintln!("{error}");
+                super::say(error);
             }
             return Ok(ExitCode::from(UNUSABLE));
         }
@@ -78,7 +78,10 @@ pub fn run(args: &ReplayArgs) -> Result<ExitCode> {
         Err(missing) => return Ok(missing.say()),
     };
     let Some(inputs) = inputs(&incident) else {
-        eprintln!("galen: {} has no `fault` of a victim, so there is nothing to replay", incident.id);
+        super::say(format_args!(
+            "galen: {} has no `fault` of a victim, so there is nothing to replay",
+            incident.id
+        ));
         return Ok(ExitCode::FAILURE);
     };
     let steps = replay(&inputs, &policies, config.healing.mode);
