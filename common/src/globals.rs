@@ -9,6 +9,9 @@ pub const ABSENT: u64 = u64::MAX;
 /// Most rings that are ever made; CPUs beyond share them.
 pub const RINGS_MAX: u32 = 64;
 
+/// Bytes of the ring for failures.
+pub const FAILURE_RING_BYTES: u32 = 256 * 1024;
+
 /// Which cgroup an event is charged to.
 pub mod cgroup_source {
     /// No way to tell on this kernel.

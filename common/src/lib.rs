@@ -23,6 +23,8 @@ pub const LAYOUT_VERSION: u32 = 1;
 pub mod map_names {
     /// Array of ring buffers, one for each CPU up to [`crate::globals::RINGS_MAX`].
     pub const EVENT_RINGS: &str = "EVENT_RINGS";
+    /// The ring of all CPUs for failed writes and connects, which a flood of others cannot fill.
+    pub const FAILURE_RING: &str = "FAILURE_RING";
     /// The ring that only OOM records use; each record wakes the reader.
     pub const OOM_RING: &str = "OOM_RING";
     /// Per-CPU counters of what became of each event, see [`crate::accounting`].

@@ -3,10 +3,12 @@
 use core::arch::asm;
 
 use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP};
+use aya_ebpf::btf_maps::RingBuf;
 use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ringbuf_query};
 use galen_common::accounting::{Fate, Probe};
+use galen_common::globals::FAILURE_RING_BYTES;
 
-use crate::maps::{EVENT_RINGS, FATES, OOM_RING};
+use crate::maps::{EVENT_RINGS, FAILURE_RING, FATES, OOM_RING};
 use crate::settings::{RINGS, WAKE_BYTES, get};
 
 /// Adds to a counter that user space reads. Atomic, since on kernels with full preemption a program can be
@@ -40,19 +42,42 @@ pub fn counted(probe: Probe, fate: Fate) -> u64 {
     })
 }
 
-/// Puts a record into this CPU's ring, or counts why not.
+/// Which ring a record goes to.
+#[derive(Clone, Copy)]
+pub enum Lane {
+    /// This CPU's.
+    Cpu,
+    /// The one of all CPUs for what failed, which a flood of what did not cannot fill.
+    Failures,
+}
+
+/// Puts a record into the ring of its lane, or counts why not.
 ///
 /// `fill` writes the whole record; it gets memory that is not initialised.
 #[inline(always)]
-pub fn emit<T: 'static>(probe: Probe, fill: impl FnOnce(*mut T)) {
-    // SAFETY: the helper has no conditions.
-    let cpu = unsafe { bpf_get_smp_processor_id() };
-    let rings = get(&RINGS) as u32;
-    let index = cpu.checked_rem(rings).unwrap_or(0);
-    let Some(ring) = EVENT_RINGS.get(index) else {
-        count(probe, Fate::NoRing);
-        return;
-    };
+pub fn emit<T: 'static>(probe: Probe, lane: Lane, fill: impl FnOnce(*mut T)) {
+    match lane {
+        Lane::Failures => put(probe, &FAILURE_RING, u64::from(FAILURE_RING_BYTES / 4), fill),
+        Lane::Cpu => {
+            // SAFETY: the helper has no conditions.
+            let cpu = unsafe { bpf_get_smp_processor_id() };
+            let rings = get(&RINGS) as u32;
+            match EVENT_RINGS.get(cpu.checked_rem(rings).unwrap_or(0)) {
+                Some(ring) => put(probe, ring, get(&WAKE_BYTES), fill),
+                None => count(probe, Fate::NoRing),
+            }
+        }
+    }
+}
+
+/// Puts a record into a ring that wakes the agent at `mark` unread bytes, or counts that it is full.
+#[inline(always)]
+fn put<T: 'static, const N: usize>(
+    probe: Probe,
+    ring: &RingBuf<u8, N>,
+    mark: u64,
+    fill: impl FnOnce(*mut T),
+) {
     let Some(mut entry) = ring.reserve_untyped::<T>(0) else {
         count(probe, Fate::RingFull);
         return;
@@ -66,7 +91,6 @@ pub fn emit<T: 'static>(probe: Probe, fill: impl FnOnce(*mut T)) {
     let unread = unsafe {
         bpf_ringbuf_query(core::ptr::from_ref(ring).cast_mut().cast(), u64::from(BPF_RB_AVAIL_DATA))
     };
-    let mark = get(&WAKE_BYTES);
     let flags = if unread >= mark && unread < mark + 4096 { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
     entry.submit(u64::from(flags));
 }

@@ -19,7 +19,7 @@ use galen_common::globals::emit as emit_rule;
 use galen_common::histogram::{BUCKETS, bucket_of};
 use galen_common::record::RecordKind;
 
-use crate::emit::{add, count, emit};
+use crate::emit::{Lane, add, count, emit};
 use crate::maps::{TOUCHED_FILES, WRITE_ERRORS, WRITE_STATS};
 use crate::read::{Direct, Probe, Reader};
 use crate::settings::{self, get, has};
@@ -275,12 +275,13 @@ fn report(start: &WriteStart, now: u64, latency_ns: u64, cgroup_id: u64, returne
     let write = Write { start, now, latency_ns, cgroup_id, returned, reason: reason as u32 };
     if reason as u32 == Reason::All as u32 {
         // Its first touch has told the path.
-        emit(Subject::FileWrite, |record: *mut FileWriteRecord| {
+        emit(Subject::FileWrite, Lane::Cpu, |record: *mut FileWriteRecord| {
             // SAFETY: the ring's entry is as large and as aligned as the record.
             unsafe { record.write(write.record::<FileWriteRecord>(0)) };
         });
     } else {
-        emit(Subject::FileWrite, |record: *mut FileWritePathRecord| {
+        let lane = if returned < 0 { Lane::Failures } else { Lane::Cpu };
+        emit(Subject::FileWrite, lane, |record: *mut FileWritePathRecord| {
             // SAFETY: as above; `fill_path` keeps within the array.
             unsafe {
                 let path_len = fill_path((&raw mut (*record).path).cast(), start);

@@ -7,7 +7,7 @@ use galen_common::file_write::{
     TouchedFileKey, WRITE_SLOTS_MAX, WRITE_STARTS_SPILLED_MAX, WriteErrorKey, WriteSlot, WriteStart,
     WriteStats,
 };
-use galen_common::globals::RINGS_MAX;
+use galen_common::globals::{FAILURE_RING_BYTES, RINGS_MAX};
 use galen_common::record::CgroupKey;
 use galen_common::tcp_connect::{ConnectStart, ConnectStats};
 
@@ -15,6 +15,9 @@ use crate::oom_kill::{Marked, VictimIdentity};
 
 #[btf_map]
 pub static EVENT_RINGS: ArrayOfMaps<RingBuf<u8, 65536>, { RINGS_MAX as usize }> = ArrayOfMaps::new();
+
+#[btf_map]
+pub static FAILURE_RING: RingBuf<u8, { FAILURE_RING_BYTES as usize }> = RingBuf::new();
 
 #[btf_map]
 pub static OOM_RING: RingBuf<u8, 65536> = RingBuf::new();

@@ -17,7 +17,7 @@ use galen_common::tcp_connect::{
     TCP_SYN_SENT, TcpConnectRecord, UNKNOWN,
 };
 
-use crate::emit::{add, count, emit};
+use crate::emit::{Lane, add, count, emit};
 use crate::maps::{CONNECT_STARTS, CONNECT_STATS};
 use crate::read::{Direct, Probe, Reader};
 use crate::settings::{self, get, has};
@@ -267,7 +267,10 @@ fn end(ctx: &impl EbpfContext, sk: u64, new_state: i32, at_end: &Endpoints) {
         count(Subject::TcpConnect, Fate::Filtered);
         return;
     }
-    emit(Subject::TcpConnect, |record: *mut TcpConnectRecord| {
+    // The caller's own giving up is no failure of the network, and a scan makes many of them.
+    let has_failed = outcome != Outcome::Established as u32 && outcome != Outcome::Aborted as u32;
+    let lane = if has_failed { Lane::Failures } else { Lane::Cpu };
+    emit(Subject::TcpConnect, lane, |record: *mut TcpConnectRecord| {
         // SAFETY: the ring's entry is as large and as aligned as the record.
         unsafe {
             record.write(TcpConnectRecord {

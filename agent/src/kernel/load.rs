@@ -119,6 +119,8 @@ impl Core {
 
         let outer =
             ebpf.take_map(map_names::EVENT_RINGS).ok_or(KernelError::MissingMap(map_names::EVENT_RINGS))?;
+        let failures =
+            ebpf.take_map(map_names::FAILURE_RING).ok_or(KernelError::MissingMap(map_names::FAILURE_RING))?;
         let oom = ebpf.take_map(map_names::OOM_RING).ok_or(KernelError::MissingMap(map_names::OOM_RING))?;
         let oom_ring = OomRing::create(oom)?;
         let diagnostics = Diagnostics::take(&mut ebpf);
@@ -128,7 +130,8 @@ impl Core {
         // verifier takes about as long for the first program; attaching waits for both, since an event
         // without a ring would be dropped.
         let (rings, report) = std::thread::scope(|scope| {
-            let creating = RefCell::new(Some(scope.spawn(|| Rings::create(outer, rings, ring_bytes))));
+            let creating =
+                RefCell::new(Some(scope.spawn(|| Rings::create(outer, failures, rings, ring_bytes))));
             let created = RefCell::new(None);
             let until_rings = || {
                 if let Some(creating) = creating.take() {

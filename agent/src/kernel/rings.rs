@@ -1,4 +1,4 @@
-//! The event rings, one for each CPU, and the ring for OOM records.
+//! The event rings, one for each CPU and one for failures, and the ring for OOM records.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -43,10 +43,16 @@ pub struct Rings {
 }
 
 impl Rings {
-    pub(super) fn create(outer: Map, count: u32, bytes_each: u32) -> Result<Self, KernelError> {
+    /// Makes `count` rings of `bytes_each` bytes in `outer`; `failures` is one ring more.
+    pub(super) fn create(
+        outer: Map,
+        failures: Map,
+        count: u32,
+        bytes_each: u32,
+    ) -> Result<Self, KernelError> {
         let failed = |error: aya::maps::MapError| KernelError::Ring(error.to_string());
         let mut outer: ArrayOfMaps<MapData, MapData> = ArrayOfMaps::try_from(outer).map_err(failed)?;
-        let mut rings = Vec::new();
+        let mut rings = vec![RingBuf::try_from(failures).map_err(failed)?];
         for index in 0..count {
             let definition = aya_obj::Map::new_from_params(BPF_MAP_TYPE_RINGBUF as u32, 0, 0, bytes_each, 0);
             let data = MapData::create(definition, "EVENT_RING", None).map_err(failed)?;

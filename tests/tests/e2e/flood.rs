@@ -1,10 +1,11 @@
 //! More events than can be carried: the counters stay exact, and what is lost is said.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use galen_tests::agent::{Agent, SOON};
 use galen_tests::cgroup::Cgroup;
 use galen_tests::load::Load;
 use galen_tests::metrics::Metrics;
+use galen_tests::tmpfs::Tmpfs;
 use galen_tests::wait::{Look, eventually, pass};
 use std::time::Duration;
 use tempfile::TempDir;
@@ -46,6 +47,26 @@ fn counters_are_exact(agent: &Agent, cgroup: &Cgroup) -> Result<()> {
     agent.metric_becomes("galen_file_writes_total", &labels, WRITES * WRITERS)?;
     agent.metric_becomes("galen_file_write_bytes_total", &labels, WRITES * WRITERS)?;
     agent.metric_becomes("galen_file_write_duration_seconds_count", &labels, WRITES * WRITERS)
+}
+
+/// While the rings of the CPUs are full, what failed still arrives.
+#[test]
+fn a_flood_does_not_push_out_what_failed() -> Result<()> {
+    let agent = Agent::start(FLOODED)?;
+    let (cgroup, folder) = (Cgroup::new("lane")?, TempDir::with_prefix("galen-test-")?);
+    agent.signal(libc::SIGSTOP)?;
+    for writer in writers(&cgroup, &folder)? {
+        writer.finish()?;
+    }
+    let failing = Cgroup::new("failing")?;
+    let disk = Tmpfs::new(64 << 10)?;
+    Load::run(&failing, &["fill", disk.path().join("file").to_str().context("UTF-8")?])?;
+    Load::run(&failing, &["try-connect", "127.0.0.1:9", "3"])?;
+    agent.signal(libc::SIGCONT)?;
+    agent.event("file_write", |event| event["cgroup"] == failing.path() && event["errno"] == "ENOSPC")?;
+    agent.event("tcp_connect", |event| event["cgroup"] == failing.path() && event["outcome"] == "refused")?;
+    ensure!(lost(&agent.metrics()?) > 0.0, "the rings were not full");
+    Ok(())
 }
 
 fn loss_is_said(agent: &Agent) -> Result<()> {
