@@ -3,6 +3,7 @@
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use galen_common::accounting::{FATES as FATE_COUNT, Probe};
+use galen_common::cgroup::change_counts;
 use galen_common::file_write::{TouchedFileKey, WRITE_SLOTS, WriteErrorKey, WriteStart, WriteStats};
 use galen_common::globals::RINGS_MAX;
 use galen_common::record::CgroupKey;
@@ -50,3 +51,11 @@ pub static OOM_MARKED: PerCpuArray<Marked, 1> = PerCpuArray::new();
 /// 1 when both are attached.
 #[btf_map]
 pub static OOM_PAIRED: Array<u32, 1> = Array::new();
+
+/// Cgroups that were made, removed or renamed.
+#[btf_map]
+pub static CGROUP_RING: RingBuf<u8, 262144> = RingBuf::new();
+
+/// By `cgroup::change_counts`.
+#[btf_map]
+pub static CGROUP_CHANGES: PerCpuArray<[u64; change_counts::LEN], 1> = PerCpuArray::new();

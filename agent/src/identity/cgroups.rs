@@ -164,7 +164,7 @@ mod tests {
         let Ok(found) = Hierarchies::find(Path::new("/proc"), Path::new("/sys/fs/cgroup")) else { return };
         let Some(root) = found.v2.or(found.v1_memory) else { return };
         let id = std::fs::metadata(&root).unwrap().ino();
-        let hierarchies = Hierarchies { v2: Some(root.clone()), v1_memory: None };
+        let hierarchies = Hierarchies { v2: Some(root.clone()), ..Hierarchies::default() };
         let mut by_handle = Cgroups::new(&hierarchies);
         assert_eq!(by_handle.identity(id).cgroup.as_deref(), Some("/"));
         assert_eq!(search(&root, id), Some(root));

@@ -173,7 +173,8 @@ pub(super) fn missing(probe: Probe, variant: Variant, offers: &Offers) -> Option
     })
 }
 
-fn lacks(offers: &Offers, needs: &[&str]) -> Option<String> {
+/// What is missing of `needs` on this host; `None` when it has all.
+pub(super) fn lacks(offers: &Offers, needs: &[&str]) -> Option<String> {
     first_missing(&offers.settings, needs).map(|setting| {
         let member = setting.trim_start_matches("OFF_").to_lowercase();
         format!("neither BTF nor tracefs says where this kernel keeps `{member}`")
@@ -256,7 +257,11 @@ fn attach_oom(
     })
 }
 
-fn attach_program(
+/// Loads a program and attaches it to these hooks.
+///
+/// # Errors
+/// The kernel's reason, in one line.
+pub(super) fn attach_program(
     ebpf: &mut Ebpf,
     name: &str,
     hooks: &[&str],

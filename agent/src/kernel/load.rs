@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use aya::{Ebpf, EbpfLoader};
-use galen_common::globals::{cgroup_source, emit};
+use galen_common::globals::{ABSENT, cgroup_source, emit};
 use galen_common::map_names;
 
+use super::cgroup_changes::CgroupChanges;
 use super::cgroups::Hierarchies;
 use super::counters::Counters;
 use super::diagnostics::{DIAGNOSTICS_BYTES, DIAGNOSTICS_MAP, Diagnostics};
@@ -44,6 +45,8 @@ pub struct Core {
     pub rings: Rings,
     /// The OOM ring.
     pub oom_ring: OomRing,
+    /// Cgroups as they are made and removed.
+    pub cgroup_changes: CgroupChanges,
     /// The exact counters.
     pub counters: Counters,
     /// Copies of each cgroup's counters.
@@ -119,15 +122,17 @@ impl Core {
         counters.prepare(u64::from(shards))?;
         // Each ring that is put into its map waits for a grace period of the kernel, some 15 ms, and the
         // verifier takes about as long for the first program. An event in between is counted as `no_ring`.
-        let (rings, report) = std::thread::scope(|scope| {
+        let (rings, report, cgroup_changes) = std::thread::scope(|scope| {
             let creating = scope.spawn(|| Rings::create(outer, rings, ring_bytes));
+            let changes = CgroupChanges::attach(&mut ebpf, kernel.variant, &offers, &mut counters);
             let report = ladder::attach_all(&mut ebpf, kernel, &offers, &mut counters);
             let lost = || Err(KernelError::Ring("making them ended in a panic".to_owned()));
-            (creating.join().unwrap_or_else(|_| lost()), Arc::new(report))
+            (creating.join().unwrap_or_else(|_| lost()), Arc::new(report), changes)
         });
         Ok(Self {
             rings: rings?,
             oom_ring,
+            cgroup_changes: cgroup_changes?,
             counters,
             shards: u64::from(shards),
             report,
@@ -155,6 +160,7 @@ fn own_settings(
     vec![
         ("CGROUP_SOURCE", source),
         ("CGROUP_V2_ROOT_ID", hierarchies.v2_root_id()),
+        ("CGROUP_V1_HIERARCHY", hierarchies.v1_memory_hierarchy.map_or(ABSENT, u64::from)),
         ("SHARD_MASK", u64::from(shards - 1)),
         ("RINGS", u64::from(rings)),
         ("WAKE_BYTES", u64::from(ring_bytes / 4)),
