@@ -1,25 +1,34 @@
 //! The exact counters with names, as totals for `/metrics` and as windows for health and faults.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use galen_common::histogram::{BUCKETS, bucket_range};
 
 use super::fates::Fates;
+use crate::event::IdentityTotals;
 use crate::event::{CgroupTotals, Errno, Identity, OomScope, Probe, SubjectWindow, Tick, Totals, WallTime};
-use crate::identity::Cgroups;
+use crate::identity::cri::CriCounts;
+use crate::identity::{Cgroups, Processes};
 use crate::kernel::{CgroupCounters, Counters, KernelError, Reading, Report};
 
-/// A cgroup that is gone and did nothing for this many readings is forgotten.
-const FORGET_AFTER_READINGS: u32 = 300;
-/// How often gone cgroups are looked for, in readings.
+/// A cgroup that did nothing for this many readings is looked for: nobody may have told that it is gone.
+const LOOK_AFTER_READINGS: u32 = 300;
+/// How often gone cgroups are forgotten, in readings.
 const SWEEP_EVERY_READINGS: u32 = 30;
 
 /// Everything that is counted. Shared by the pipeline and whoever asks for totals.
 pub struct Book {
     /// Names of cgroups; apart, so that a reading of the counters never holds up an event.
     pub cgroups: Mutex<Cgroups>,
+    /// What is known of processes.
+    pub processes: Mutex<Processes>,
+    /// What the container runtime was asked.
+    pub cri: Arc<CriCounts>,
+    /// Changes to the cgroup hierarchies that were lost, and scans for want of them.
+    pub changes: Changes,
     /// What user space did.
     pub fates: Fates,
     report: Report,
@@ -27,11 +36,22 @@ pub struct Book {
     inner: Mutex<Inner>,
 }
 
+/// How well the changes to the cgroup hierarchies were followed.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// Changes that the kernel had no room to tell.
+    pub lost: AtomicU64,
+    /// Scans of the hierarchies.
+    pub scans: AtomicU64,
+}
+
 struct Inner {
     counters: Option<Counters>,
     shards: u64,
     previous: HashMap<u64, Previous>,
     oom_kills: HashMap<u64, [u64; 3]>,
+    /// Kills of cgroups that were forgotten.
+    oom_kills_forgotten: u64,
     read_at: Duration,
     dropped: u64,
     readings: u32,
@@ -55,13 +75,16 @@ impl Book {
     pub fn new(
         counters: Option<(Counters, u64)>,
         report: Report,
-        cgroups: Cgroups,
+        (cgroups, processes): (Cgroups, Processes),
         slow_write: Duration,
         now_mono: Duration,
     ) -> Self {
         let (counters, shards) = counters.map_or((None, 0), |(counters, shards)| (Some(counters), shards));
         Self {
             cgroups: Mutex::new(cgroups),
+            processes: Mutex::new(processes),
+            cri: Arc::default(),
+            changes: Changes::default(),
             fates: Fates::default(),
             report,
             slow_write_ns: u64::try_from(slow_write.as_nanos()).unwrap_or(u64::MAX),
@@ -70,6 +93,7 @@ impl Book {
                 shards,
                 previous: HashMap::new(),
                 oom_kills: HashMap::new(),
+                oom_kills_forgotten: 0,
                 read_at: now_mono,
                 dropped: 0,
                 readings: 0,
@@ -77,7 +101,7 @@ impl Book {
         }
     }
 
-    /// Counts an OOM kill under its cgroup.
+    /// Counts an OOM kill under its cgroup, by the cgroup's key.
     pub fn count_oom_kill(&self, cgroup_id: u64, scope: OomScope) {
         let mut inner = lock(&self.inner);
         // As bounded as everything else: beyond the limit the kills stay in the node's total.
@@ -93,7 +117,8 @@ impl Book {
     pub fn totals(&self) -> Result<Totals, KernelError> {
         let inner = lock(&self.inner);
         let Some(counters) = &inner.counters else {
-            return Ok(Totals { probes: self.report.to_vec(), ..Totals::default() });
+            let identity = self.identity_totals();
+            return Ok(Totals { probes: self.report.to_vec(), identity, ..Totals::default() });
         };
         let mut reading = counters.read()?;
         let programs = counters.programs();
@@ -110,7 +135,7 @@ impl Book {
             cgroups.push(named(self.identity(id), counts, kills));
         }
         // Kills whose record was lost have no name, but they did happen.
-        let told: u64 = inner.oom_kills.values().flatten().sum();
+        let told: u64 = inner.oom_kills.values().flatten().sum::<u64>() + inner.oom_kills_forgotten;
         let oom = &fates[Probe::OomKill as usize];
         let lost = (oom.seen - oom.delivered).max(oom.delivered.saturating_sub(told));
         if lost > 0 {
@@ -119,7 +144,8 @@ impl Book {
             cgroups.push(unnamed);
         }
         drop(inner);
-        Ok(Totals { cgroups, fates, programs, probes: self.report.to_vec() })
+        let identity = self.identity_totals();
+        Ok(Totals { cgroups, fates, programs, probes: self.report.to_vec(), identity })
     }
 
     /// What moved since the last window.
@@ -159,17 +185,17 @@ impl Book {
         Ok((Tick { time_mono: now_mono, time, length, subjects, dropped: newly_dropped }, fates))
     }
 
+    /// Gives up what is kept of cgroups that are gone, once their time as tombstones is over: by then their
+    /// counters were read many times.
     fn sweep(&self, inner: &mut Inner) {
-        let cgroups = lock(&self.cgroups);
-        let gone: Vec<u64> = inner
-            .previous
-            .iter()
-            .filter(|(id, previous)| {
-                **id != 0 && previous.quiet_readings >= FORGET_AFTER_READINGS && !cgroups.is_alive(**id)
-            })
-            .map(|(id, _)| *id)
-            .collect();
-        drop(cgroups);
+        let mut cgroups = lock(&self.cgroups);
+        let quiet = |previous: &Previous| previous.quiet_readings >= LOOK_AFTER_READINGS;
+        for (id, _) in inner.previous.iter().filter(|(id, previous)| **id != 0 && quiet(previous)) {
+            cgroups.is_alive(*id);
+        }
+        let counted = inner.previous.iter().filter(|(_, previous)| previous.quiet_readings > 0);
+        let counted = counted.map(|(id, _)| *id).filter(|id| *id != 0);
+        let gone: Vec<u64> = counted.filter(|id| cgroups.is_long_gone(*id)).collect();
         for id in gone {
             inner.previous.remove(&id);
             let shards = inner.shards;
@@ -177,6 +203,23 @@ impl Book {
                 counters.forget(id, shards);
             }
         }
+        let Inner { previous, oom_kills, oom_kills_forgotten, .. } = inner;
+        oom_kills.retain(|id, kills| {
+            let keeps = *id == 0 || previous.contains_key(id) || !cgroups.is_long_gone(*id);
+            *oom_kills_forgotten += if keeps { 0 } else { kills.iter().sum() };
+            keeps
+        });
+        cgroups.expire(|id| previous.contains_key(&id) || oom_kills.contains_key(&id));
+    }
+
+    fn identity_totals(&self) -> IdentityTotals {
+        let mut totals = IdentityTotals::default();
+        lock(&self.cgroups).add_totals(&mut totals);
+        lock(&self.processes).add_totals(&mut totals);
+        self.cri.add_totals(&mut totals);
+        totals.changes_lost = self.changes.lost.load(Ordering::Relaxed);
+        totals.scans = self.changes.scans.load(Ordering::Relaxed);
+        totals
     }
 
     fn identity(&self, id: u64) -> Arc<Identity> {

@@ -10,11 +10,12 @@ use tokio_util::sync::CancellationToken;
 use super::book::Book;
 use super::clock::monotonic;
 use super::enrich::Enricher;
+use super::hierarchy::Hierarchy;
 use super::losses::Losses;
 use super::outlet::Outlet;
 use crate::config::Config;
 use crate::event::decode::{DecodeError, Raw, decode};
-use crate::event::{Body, Event, OomScope, Probe, WallTime};
+use crate::event::{Body, Event, Probe, WallTime};
 use crate::kernel::{Diagnostics, OomRing, Rings};
 
 /// Records taken from each ring before other work gets its turn.
@@ -26,6 +27,8 @@ const LAST_DRAIN: Duration = Duration::from_millis(500);
 pub(super) struct Drain {
     /// The ends of the rings; `None` when nothing could be loaded.
     pub rings: Option<(Rings, OomRing)>,
+    /// Cgroups as they are made and removed.
+    pub hierarchy: Hierarchy,
     /// What the kernel side has to say of itself.
     pub diagnostics: Option<Diagnostics>,
     /// Told when a ring fills up.
@@ -54,6 +57,7 @@ impl Drain {
         let mut losses = Losses::default();
         let mut raws = Vec::with_capacity(BATCH);
         let mut oom_watched = true;
+        self.hierarchy.scan(&self.book);
         loop {
             let notify = Arc::clone(&self.notify);
             tokio::select! {
@@ -83,6 +87,7 @@ impl Drain {
         self.drain_oom(&mut raws);
         while self.drain_once(&mut raws) > 0 && Instant::now() < deadline {}
         self.tick(&mut losses);
+        self.hierarchy.join().await;
         (self.outlet, self.healing)
     }
 
@@ -119,6 +124,8 @@ impl Drain {
     }
 
     fn hand_on(&mut self, raws: &mut Vec<Raw>) {
+        // After the records: a cgroup was made before it did anything, so each of them finds its name.
+        self.hierarchy.follow(&self.book);
         if raws.is_empty() {
             return;
         }
@@ -126,23 +133,20 @@ impl Drain {
         let now = monotonic();
         for raw in raws.drain(..) {
             let probe = raw.probe();
-            let event = self.enricher.event(raw, &self.book.cgroups);
+            let (event, cgroup) = self.enricher.event(raw, &self.book);
             if let Body::OomKill(kill) = &event.body {
-                self.count_oom_kill(&event, kill.scope);
+                self.book.count_oom_kill(cgroup, kill.scope);
             }
             self.outlet.kernel_event(event, now);
             self.book.fates.delivered(probe);
         }
     }
 
-    fn count_oom_kill(&self, event: &Event, scope: OomScope) {
-        self.book.count_oom_kill(event.identity.cgroup_id.unwrap_or(0), scope);
-    }
-
     fn tick(&mut self, losses: &mut Losses) {
         if let Some(diagnostics) = &mut self.diagnostics {
             diagnostics.read();
         }
+        self.hierarchy.tick(&self.book);
         match self.book.tick(monotonic(), WallTime::now()) {
             Ok((tick, fates)) => {
                 for lost in losses.news(&fates) {

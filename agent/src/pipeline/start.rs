@@ -10,17 +10,19 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::book::Book;
-use super::clock::monotonic;
+use super::book::{Book, lock};
+use super::clock::{monotonic, slept_ns};
 use super::drain::Drain;
 use super::enrich::Enricher;
+use super::hierarchy::Hierarchy;
 use super::outlet::{Outlet, Parts};
 use crate::config::{Config, Mode, Output};
 use crate::event::FaultSignal;
 use crate::healing::audit::Audit;
 use crate::healing::policy::PolicySet;
 use crate::healing::{Ends, Healer, HealerClient};
-use crate::identity::{Cgroups, OomFunctions};
+use crate::identity::cri::{self, Cri};
+use crate::identity::{Cgroups, OomFunctions, Processes};
 use crate::kernel::cgroups::Hierarchies;
 use crate::kernel::{Core, Report};
 use crate::server::{Readiness, Server, State};
@@ -95,7 +97,10 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let book = Arc::new(Book::new(
         loaded.counters,
         Arc::clone(&loaded.report),
-        Cgroups::new(&hierarchies),
+        (
+            Cgroups::new(&hierarchies, config.identity.cgroups_bytes.0, config.identity.keep_removed.0),
+            Processes::new(config.host.proc.clone(), config.identity.processes_bytes.0, slept_ns()),
+        ),
         config.kernel.file_write.slow.0,
         monotonic(),
     ));
@@ -116,8 +121,15 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         },
         &config,
     );
+    let notify = Arc::new(Notify::new());
+    if let Some(changes) = &loaded.cgroup_changes
+        && let Err(error) = changes.watch(&notify, &tasks, &shutdown)
+    {
+        tracing::warn!("changes to cgroups cannot be watched ({error}); they are read by the timer alone");
+    }
     let drain = Drain {
-        notify: Arc::new(Notify::new()),
+        notify,
+        hierarchy: Hierarchy::new(hierarchies, loaded.cgroup_changes),
         book: Arc::clone(&book),
         enricher: Enricher::new(Arc::clone(&node), config.host.proc.clone(), oom_functions),
         outlet,
@@ -132,6 +144,9 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         && let Err(error) = rings.watch(&drain.notify, &tasks, &shutdown)
     {
         tracing::warn!("the event rings cannot be watched ({error}); they are read by the timer alone");
+    }
+    if config.identity.cri.enabled {
+        tasks.spawn(shutdown.clone().run_until_cancelled_owned(follow_runtime(&config, Arc::clone(&book))));
     }
     let drain_end = CancellationToken::new();
     let drained = tokio::spawn(drain.run(drain_end.clone()));
@@ -195,8 +210,20 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     Ok(())
 }
 
+/// Asks the container runtime for names.
+fn follow_runtime(config: &Config, book: Arc<Book>) -> impl Future<Output = ()> + use<> {
+    let cri = Cri {
+        sockets: cri::candidates(config.identity.cri.socket.as_deref()),
+        deadline: config.identity.cri.timeout.0,
+        counts: Arc::clone(&book.cri),
+        wanted: lock(&book.cgroups).wanted(),
+    };
+    cri.follow(move |names| lock(&book.cgroups).set_names(names))
+}
+
 /// The parts of a core, or why there is none.
 struct LoadedCore {
+    cgroup_changes: Option<crate::kernel::CgroupChanges>,
     rings: Option<(crate::kernel::Rings, crate::kernel::OomRing)>,
     diagnostics: Option<crate::kernel::Diagnostics>,
     counters: Option<(crate::kernel::Counters, u64)>,
@@ -210,6 +237,7 @@ impl LoadedCore {
     fn split(core: Result<Core, String>) -> Self {
         match core {
             Ok(core) => Self {
+                cgroup_changes: Some(core.cgroup_changes),
                 rings: Some((core.rings, core.oom_ring)),
                 diagnostics: Some(core.diagnostics),
                 counters: Some((core.counters, core.shards)),
@@ -218,6 +246,7 @@ impl LoadedCore {
                 _programs: Some(core.programs),
             },
             Err(failure) => Self {
+                cgroup_changes: None,
                 rings: None,
                 diagnostics: None,
                 counters: None,
@@ -242,6 +271,10 @@ fn start_core(config: &Config, hierarchies: &Hierarchies) -> Result<Core, String
                     let refused = probe.refused.join("; ");
                     tracing::info!("probe {name}: {} on {}, after {refused}", probe.variant, probe.hook);
                 }
+            }
+            if core.cgroup_changes.variant == "none" {
+                let refused = core.cgroup_changes.refused.join("; ");
+                tracing::warn!("new cgroups are not told, and named at their first event: {refused}");
             }
             Ok(core)
         }

@@ -3,9 +3,10 @@
 use super::Input;
 use super::encoder::{Encoder, Labels, label};
 use super::families;
-use crate::event::{HealthState, Kind};
+use crate::event::{HealthState, IdentityTotals, Kind};
 
 pub(super) fn render(encoder: &mut Encoder, input: &Input<'_>) {
+    render_identity(encoder, &input.totals.identity);
     encoder.family(&families::HEALTH);
     for health in input.health {
         let value = match health.state {
@@ -30,6 +31,25 @@ pub(super) fn render(encoder: &mut Encoder, input: &Input<'_>) {
     encoder.family(&families::BUILD_INFO);
     let labels = label("version", env!("CARGO_PKG_VERSION")).with("arch", std::env::consts::ARCH);
     encoder.sample(&families::BUILD_INFO, &labels, 1);
+}
+
+fn render_identity(encoder: &mut Encoder, identity: &IdentityTotals) {
+    let lists = [
+        (&families::IDENTITY_ENTRIES, "kind", &identity.entries),
+        (&families::IDENTITY_BYTES, "kind", &identity.bytes),
+        (&families::IDENTITY_EVICTIONS, "kind", &identity.evictions),
+        (&families::CRI_FAILURES, "reason", &identity.cri_failures),
+    ];
+    for (family, name, values) in lists {
+        encoder.family(family);
+        for (kind, value) in values {
+            encoder.sample(family, &label(name, kind), *value);
+        }
+    }
+    encoder.single(&families::IDENTITY_MISSED, identity.lookups_missed);
+    encoder.single(&families::IDENTITY_CHANGES_LOST, identity.changes_lost);
+    encoder.single(&families::IDENTITY_SCANS, identity.scans);
+    encoder.single(&families::CRI_REQUESTS, identity.cri_requests);
 }
 
 fn render_outputs(encoder: &mut Encoder, input: &Input<'_>) {

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::families::{ALL, Type};
 use super::parser::{Page, parse};
 use super::*;
-use crate::event::{
+use crate::event::{IdentityTotals, 
     Body, CgroupTotals, Errno, Event, Fault, Healing, HealthState, Histogram, Identity, OomScope, Phase,
     Probe, ProbeFates, ProbeInfo, ProgramTotals, Signal, WallTime,
 };
@@ -57,7 +57,15 @@ fn totals(cgroups: Vec<CgroupTotals>) -> Totals {
         refused: Vec::new(),
     };
     let program = ProgramTotals { program: "write_exit".to_owned(), run_time_ns: 1_500_000_000, runs: 3 };
-    Totals { cgroups, fates: vec![fates], programs: vec![program.clone(), program], probes: vec![probe] }
+    let programs = vec![program.clone(), program];
+    let identity = IdentityTotals {
+        entries: vec![("cgroup", 3)],
+        bytes: vec![("cgroup", 900)],
+        evictions: vec![("cgroup", 1)],
+        cri_failures: vec![("timed_out", 1)],
+        ..IdentityTotals::default()
+    };
+    Totals { cgroups, fates: vec![fates], programs, probes: vec![probe], identity }
 }
 
 fn health(state: HealthState) -> SubjectHealth {
