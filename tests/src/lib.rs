@@ -14,6 +14,7 @@ pub mod load;
 pub mod metrics;
 pub mod netns;
 pub mod receiver;
+pub mod runtime;
 pub mod tmpfs;
 pub mod wait;
 

@@ -80,8 +80,11 @@ pub struct CgroupChanges {
     unreadable: u64,
 }
 
+/// A program of the object, and the hooks it is attached to.
+type Hooked = (&'static str, &'static [&'static str]);
+
 /// The rungs, as for the probes.
-const RUNGS: [(Variant, [(&str, &[&str]); 3]); 3] = [
+const RUNGS: [(Variant, [Hooked; 3]); 3] = [
     (
         Variant::TpBtf,
         [

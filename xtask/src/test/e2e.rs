@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 use super::{Context, Outcome};
+use crate::setup::apt;
 use crate::{host, package, paths, process};
 
 /// Builds the test programs as the user, and runs each as root.
@@ -15,6 +16,7 @@ use crate::{host, package, paths, process};
 pub(super) fn run(context: &Context) -> Result<Outcome> {
     context.build_agent()?;
     host::ensure_mounts()?;
+    apt::ensure(&["containerd", "runc"], "a container runtime, whose names of containers are tested")?;
     let programs = test_programs()?;
     if programs.is_empty() {
         bail!("package {} has no test program; its tests lie in tests/", package::TESTS);

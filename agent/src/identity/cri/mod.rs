@@ -30,9 +30,9 @@ const USUAL: [&str; 5] = [
 ];
 /// Between two looks for a socket where there is none.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
-/// Between two listings, at least; doubled while a container is missing.
-const PAUSE: Duration = Duration::from_millis(100);
-/// And at most.
+/// Between two listings, at least: containers start in crowds, and one listing tells of all of them.
+const PAUSE: Duration = Duration::from_millis(20);
+/// While a container is missing and no other comes, the pause is doubled up to this.
 const PAUSE_MAX: Duration = Duration::from_secs(3);
 
 /// What was asked, and what became of it.
@@ -94,13 +94,10 @@ impl Cri {
         loop {
             let mut pause = PAUSE;
             while let Some(again) = self.list_once(&mut said, &mut take).await {
-                // Containers start in crowds: one listing tells of all of them.
-                sleep(pause).await;
-                if !again {
-                    self.wanted.notified().await;
-                    pause = PAUSE;
-                } else {
-                    pause = (pause * 2).min(PAUSE_MAX);
+                sleep(PAUSE).await;
+                tokio::select! {
+                    () = self.wanted.notified() => pause = PAUSE,
+                    () = sleep(pause), if again => pause = (pause * 2).min(PAUSE_MAX),
                 }
             }
             sleep(LOOK_EVERY).await;

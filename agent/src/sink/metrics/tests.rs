@@ -7,9 +7,9 @@ use proptest::prelude::*;
 use super::families::{ALL, Type};
 use super::parser::{Page, parse};
 use super::*;
-use crate::event::{IdentityTotals, 
-    Body, CgroupTotals, Errno, Event, Fault, Healing, HealthState, Histogram, Identity, OomScope, Phase,
-    Probe, ProbeFates, ProbeInfo, ProgramTotals, Signal, WallTime,
+use crate::event::{
+    Body, CgroupTotals, Errno, Event, Fault, Healing, HealthState, Histogram, Identity, IdentityTotals,
+    OomScope, Phase, Probe, ProbeFates, ProbeInfo, ProgramTotals, Signal, WallTime,
 };
 
 fn histogram(values: &[u64], unit_ns: u64) -> Histogram {

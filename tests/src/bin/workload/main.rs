@@ -33,6 +33,7 @@ usage: galen-workload [--wait] [--netns FILE] COMMAND
   oom CGROUP                    joins the memory cgroup at this path, and grows until it is killed
   hold MIB                      takes so much memory, says `holding`, and waits for a line
   take MIB                      takes so much memory
+  sleep SECONDS                 does nothing
   try-connect ADDR N            N TCP connects to ADDR, whatever becomes of them
   write-mix FILE N              N calls each of write, pwrite64, writev, pwritev, pwritev2
   write-one FILE BYTES          one call of write
@@ -59,6 +60,10 @@ fn run(words: &[&str]) -> Result<Value> {
     let done = match *words {
         ["hold", mib] => return hold(number(mib)?),
         ["take", mib] => return take(number(mib)?).map(|held| json!({"mib": held.len()})),
+        ["sleep", seconds] => {
+            thread::sleep(Duration::from_secs(number(seconds)?));
+            return Ok(json!({}));
+        }
         ["try-connect", addr, times] => return try_connect(addr, number(times)?),
         ["write-mix", file, times] => return files::mix(file, number(times)?),
         ["write-one", file, bytes] => return files::one(file, number(bytes)?),
