@@ -137,8 +137,9 @@ fn a_container_has_the_names_that_its_runtime_gave_it() -> Result<()> {
     containerd.cri().start(&id)?;
     agent.metric_becomes("galen_identity_entries", &[("kind", "container")], 2)?;
     let container = Cgroup::at(&format!("/kubepods/burstable/pod{U}/{id}"))?;
-    oom(&container)?;
-    let killed = agent.event("oom_kill", |event| event["container_id"] == *id)?;
+    let victim = oom(&container)?;
+    let killed = agent.event("oom_kill", |event| event["victim_pid"] == victim)?;
+    ensure!(killed["container_id"] == *id, "{killed}");
     ensure!(killed["pod"] == "web-0" && killed["namespace"] == "shop", "{killed}");
     ensure!(killed["container"] == "app" && killed["pod_uid"] == U, "{killed}");
     ensure!(killed["scope"] == "memcg", "{killed}");
