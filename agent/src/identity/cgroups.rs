@@ -380,7 +380,12 @@ fn name(names: &Names, identity: &mut Identity) -> bool {
     let Some(path) = identity.cgroup.clone() else { return false };
     let places = Places::of(&path);
     let own = places.innermost();
+    let is_container = own.as_ref().is_some_and(|place| place.container_id.is_some());
     for place in own.iter().chain(places.all().iter().rev()) {
+        // A pod that is known does not name its container that is not known yet.
+        if is_container && place.container_id.is_none() {
+            continue;
+        }
         let Some(found) = names.of(place.container_id, place.pod_uid.as_deref()) else { continue };
         identity.container_id = place.container_id.map(Into::into);
         identity.container = found.container.clone();

@@ -141,6 +141,20 @@ fn names_of_the_runtime_come_before_and_after_the_cgroup() {
 }
 
 #[test]
+fn a_container_that_comes_to_a_known_pod_is_itself_and_is_asked_for() {
+    let mut before = Names::default();
+    let pod = Name { container: None, pod: "web-0".into(), namespace: "shop".into(), pod_uid: U.into() };
+    before.add_pod(S, pod);
+    let mut cgroups = nowhere(1 << 20, LONG);
+    cgroups.set_names(before);
+    cgroups.follow(&change(CgroupChangeKind::Created, 0, 1, &format!("/kubepods/pod{U}/{C}")));
+    assert_eq!(cgroups.identity(1).container_id.as_deref(), Some(C));
+    assert!(cgroups.known[&1].wants_name());
+    cgroups.set_names(names());
+    assert_eq!(cgroups.identity(1).container.as_deref(), Some("app"));
+}
+
+#[test]
 fn a_container_within_a_pods_container_is_the_pods() {
     let mut cgroups = nowhere(1 << 20, LONG);
     cgroups.set_names(names());
