@@ -31,14 +31,17 @@ command -v debootstrap >/dev/null || die "debootstrap is missing; as root: apt-g
 mkdir -p "$cache"
 root=$(mktemp -d "$cache/fresh.XXXXXX")
 agent=
+holder=
+mounted() { awk -v root="$root" '$2 == root || index($2, root "/") == 1 { print $2 }' /proc/self/mounts; }
 finish() {
     status=$?
     trap - EXIT
-    if [ -n "$agent" ] && kill -0 "$agent" 2>/dev/null; then kill -KILL "$agent"; fi
-    # Only what was mounted below this root, innermost first; a lazy unmount would let rm reach the host.
-    awk -v root="$root/" 'index($2, root) == 1 { print $2 }' /proc/self/mounts | sort -r |
-        while read -r place; do umount "$place" || say "still mounted: $place"; done
-    if awk -v root="$root/" 'index($2, root) == 1 { found = 1 } END { exit !found }' /proc/self/mounts; then
+    for process in "$agent" "$holder"; do
+        if [ -n "$process" ] && kill -0 "$process" 2>/dev/null; then kill -KILL "$process"; fi
+    done
+    # Only what was mounted at or below this root, innermost first; a lazy unmount would let rm reach the host.
+    mounted | sort -r | while read -r place; do umount "$place" || say "still mounted: $place"; done
+    if [ -n "$(mounted)" ]; then
         say "$root is left, since something is still mounted in it"
     else
         rm -rf --one-file-system "$root"
@@ -104,12 +107,24 @@ git -c safe.directory='*' clone --quiet --no-local "file://$(git -c safe.directo
     --path-format=absolute --git-common-dir)" "$root/root/galen"
 git -C "$root/root/galen" checkout --quiet --detach "$commit"
 
+# A machine's root is a mount and open to all, which a folder that was just made is not.
+chmod 755 "$root"
+mount --bind "$root" "$root"
 mkdir -p "$root/opt/rust"
 mount --bind -o ro "$toolchain" "$root/opt/rust"
 mount -o remount,bind,ro "$root/opt/rust"
 mount -t proc proc "$root/proc"
 mount --rbind /sys "$root/sys"
 mount --rbind /dev "$root/dev"
+
+# On a machine, the first process sees its mounts. Here that is a process of this namespace and root.
+chroot "$root" sleep infinity &
+holder=$!
+until [ "$(readlink "/proc/$holder/root")" = "$root" ]; do
+    kill -0 "$holder" || die "no process can be started in $root"
+    sleep 0.1
+done
+mount --bind "$root/proc/$holder" "$root/proc/1"
 
 inside() {
     # `exec` all the way: the process started here is the one that ends up as the agent.

@@ -30,7 +30,7 @@ impl Probe {
     }
 }
 
-/// What the kernel side counts for each probe and CPU. Index of a counter: `probe * FATES + fate`.
+/// What the kernel side counts for each probe and CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Fate {
@@ -51,15 +51,9 @@ pub enum Fate {
     StartUnknown = 6,
     /// Counted under cgroup 0, as the statistics map had no room for another cgroup.
     StatsFull = 7,
+    /// In no counter: there was no room to keep its start. Not part of the identity, as it was not seen.
+    Uncounted = 8,
 }
 
 /// Number of [`Fate`]s.
-pub const FATES: u32 = 8;
-/// Number of fate counters on each CPU.
-pub const FATE_SLOTS: u32 = FATES * Probe::ALL.len() as u32;
-
-/// Index of the counter of `fate` for `probe`.
-#[must_use]
-pub const fn fate_slot(probe: Probe, fate: Fate) -> u32 {
-    probe as u32 * FATES + fate as u32
-}
+pub const FATES: u32 = 9;

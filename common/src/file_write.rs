@@ -71,6 +71,10 @@ pub struct FileWriteRecord {
     pub reason: u32,
     /// Bytes of path behind this record in use; 0 when the path is not known.
     pub path_len: u32,
+    /// `inode.i_generation`; 0 where this kernel does not say where it keeps it.
+    pub generation: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// A write with the path of its file, so that a file can be named whose writer is gone.
@@ -84,14 +88,10 @@ pub struct FileWritePathRecord {
     pub path: [u8; PATH_BYTES],
 }
 
-/// What is kept from entering a write until it returns, in the slot of the thread id.
+/// What is kept from entering a write until it returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct WriteStart {
-    /// Thread that owns the slot; 0 for none.
-    pub tid: u32,
-    /// The descriptor that is written to.
-    pub fd: i32,
     /// CLOCK_MONOTONIC, nanoseconds.
     pub time_mono_ns: u64,
     /// Inode number.
@@ -100,12 +100,34 @@ pub struct WriteStart {
     pub file: u64,
     /// `super_block.s_dev`.
     pub dev: u32,
+    /// `inode.i_generation`; 0 where this kernel does not say where it keeps it.
+    pub generation: u32,
+    /// The descriptor that is written to.
+    pub fd: i32,
     /// Zero.
     pub reserved: u32,
 }
 
-/// Slots for writes under way; thread ids that are equal modulo this number share a slot.
-pub const WRITE_SLOTS: u32 = 1 << 16;
+/// The place of a thread id for its write under way; ids that are equal modulo the slots share one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct WriteSlot {
+    /// Sum of the ids of all threads that claim it.
+    pub claims: u64,
+    /// Threads whose start went elsewhere, as the slot was taken.
+    pub spilled: u64,
+    /// Thread that owns it; 0 for none.
+    pub owner: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// The owner's.
+    pub start: WriteStart,
+}
+
+/// Slots at most; the agent takes fewer where thread ids end before. A power of two.
+pub const WRITE_SLOTS_MAX: u32 = 1 << 16;
+/// Starts that found their slot taken, at once.
+pub const WRITE_STARTS_SPILLED_MAX: u32 = 4096;
 
 /// Exact counters of one cgroup and shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,11 +165,14 @@ pub struct TouchedFileKey {
     /// Inode number.
     pub inode: u64,
     /// `super_block.s_dev`.
-    pub dev: u64,
+    pub dev: u32,
+    /// `inode.i_generation`: filesystems give the number of a deleted file to the next one.
+    pub generation: u32,
 }
 
-const _: () = assert!(size_of::<FileWriteRecord>() == 56 + 40);
-const _: () = assert!(size_of::<FileWritePathRecord>() == 56 + 40 + PATH_BYTES);
-const _: () = assert!(size_of::<WriteStart>() == 40);
+const _: () = assert!(size_of::<FileWriteRecord>() == 56 + 48);
+const _: () = assert!(size_of::<FileWritePathRecord>() == 56 + 48 + PATH_BYTES);
+const _: () = assert!(size_of::<WriteStart>() == 40 && size_of::<WriteSlot>() == 64);
+const _: () = assert!(WRITE_SLOTS_MAX.is_power_of_two());
 const _: () = assert!(size_of::<WriteStats>() == 24 + 8 * BUCKETS);
 const _: () = assert!(size_of::<WriteErrorKey>() == 16 && size_of::<TouchedFileKey>() == 24);

@@ -32,14 +32,16 @@ pub mod map_names {
     pub const CONNECT_STARTS: &str = "CONNECT_STARTS";
     /// Exact connect counters and latency histogram, by [`crate::record::CgroupKey`].
     pub const CONNECT_STATS: &str = "CONNECT_STATS";
-    /// Writes under way, by thread id.
-    pub const WRITE_STARTS: &str = "WRITE_STARTS";
+    /// Writes under way, by thread id modulo the slots.
+    pub const WRITE_SLOTS: &str = "WRITE_SLOTS";
+    /// Writes under way whose slot was taken, by thread id.
+    pub const WRITE_STARTS_SPILLED: &str = "WRITE_STARTS_SPILLED";
     /// Exact write counters and latency histogram, by [`crate::record::CgroupKey`].
     pub const WRITE_STATS: &str = "WRITE_STATS";
     /// Failed writes by cgroup and errno.
     pub const WRITE_ERRORS: &str = "WRITE_ERRORS";
-    /// 1 when both programs of the OOM probe are attached, so that the first to run waits for the other.
-    pub const OOM_PAIRED: &str = "OOM_PAIRED";
+    /// Which programs of the OOM probe are attached, see [`crate::oom_kill::oom_pairing`].
+    pub const OOM_PAIRING: &str = "OOM_PAIRING";
     /// Files already reported as touched, by cgroup, device and inode.
     pub const TOUCHED_FILES: &str = "TOUCHED_FILES";
     /// The ring of cgroups that were made, removed or renamed, apart so that whoever may make cgroups cannot

@@ -21,8 +21,6 @@ pub struct OomKillRecord {
     pub shmem_rss_bytes: u64,
     /// Page tables, bytes.
     pub pgtables_bytes: u64,
-    /// Cgroup of the task that was allocating; 0 when unknown.
-    pub trigger_cgroup_id: u64,
     /// Process id of the task that was allocating.
     pub trigger_pid: u32,
     /// Bits of [`victim_flags`].
@@ -37,6 +35,16 @@ pub struct OomKillRecord {
     pub stack: [u64; STACK_DEPTH],
 }
 
+/// Which of the OOM probe's two programs makes the record.
+pub mod oom_pairing {
+    /// Not decided: one may still be attached. What the identity program finds waits for the other.
+    pub const UNDECIDED: u32 = 0;
+    /// Both are attached: the second to run.
+    pub const PAIRED: u32 = 1;
+    /// The identity program: there is no other.
+    pub const ALONE: u32 = 2;
+}
+
 /// Bits of [`OomKillRecord::flags`].
 pub mod victim_flags {
     /// The memory sizes are known.
@@ -45,4 +53,4 @@ pub mod victim_flags {
     pub const HAS_SCORE_ADJ: u32 = 2;
 }
 
-const _: () = assert!(size_of::<OomKillRecord>() == 56 + 48 + 16 + 16 + 8 * STACK_DEPTH);
+const _: () = assert!(size_of::<OomKillRecord>() == 56 + 40 + 16 + 16 + 8 * STACK_DEPTH);

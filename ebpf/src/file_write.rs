@@ -1,10 +1,7 @@
 //! Writes: `write`, `pwrite64`, `writev`, `pwritev`, `pwritev2`, from entering the call to leaving it.
 //!
 //! Which file it is, is found on entry, as another thread may close the descriptor while the call runs.
-//! Between entry and exit a write lives in the slot of its thread id: a plain array look-up, an order
-//! cheaper than a hash map. Two threads whose ids are equal modulo the slots and that write at the same
-//! time overwrite each other's start; the one that finds a foreign slot is not taken for a write at all,
-//! so the array is as large as the usual range of thread ids.
+//! Between entry and exit a write is kept by its thread, see [`crate::write_starts`].
 
 use core::mem::MaybeUninit;
 
@@ -16,18 +13,19 @@ use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext, TracePointC
 use galen_common::accounting::{Fate, Probe as Subject};
 use galen_common::file_write::{
     FileWritePathRecord, FileWriteRecord, NAME_BYTES, PATH_BYTES, PATH_DEPTH, Reason, TouchedFileKey,
-    WRITE_SLOTS, WriteErrorKey, WriteStart, WriteStats,
+    WriteErrorKey, WriteStart, WriteStats,
 };
 use galen_common::globals::emit as emit_rule;
 use galen_common::histogram::{BUCKETS, bucket_of};
 use galen_common::record::RecordKind;
 
 use crate::emit::{add, count, emit};
-use crate::maps::{TOUCHED_FILES, WRITE_ERRORS, WRITE_STARTS, WRITE_STATS};
+use crate::maps::{TOUCHED_FILES, WRITE_ERRORS, WRITE_STATS};
 use crate::read::{Direct, Probe, Reader};
 use crate::settings::{self, get, has};
 use crate::stats;
 use crate::task::{Current, TaskIds, current_cgroup_id, header};
+use crate::write_starts;
 
 const S_IFMT: u16 = 0o170_000;
 const S_IFREG: u16 = 0o100_000;
@@ -115,9 +113,8 @@ fn is_write(call: u64) -> bool {
 #[inline(always)]
 fn enter<R: Current>(fd: i32) {
     let tid = bpf_get_current_pid_tgid() as u32;
-    let Some(slot) = WRITE_STARTS.get_ptr_mut(tid & (WRITE_SLOTS - 1)) else { return };
     let task = R::current();
-    // SAFETY: the slot lives in the array; R can follow its own task, and the offsets are this kernel's.
+    // SAFETY: R can follow its own task, and the offsets are this kernel's.
     unsafe {
         let is_compat = has(&settings::OFF_TASK_COMPAT)
             && u64::from(R::member::<u32>(task, &settings::OFF_TASK_COMPAT))
@@ -129,21 +126,28 @@ fn enter<R: Current>(fd: i32) {
             let inode = Probe::pointer(file as *const u8, &settings::OFF_FILE_INODE);
             let head = InodeHead::read(inode);
             if get(&settings::WRITE_ANY_FILE) != 0 || head.mode() & S_IFMT == S_IFREG {
-                (*slot).fd = fd;
-                (*slot).inode = head.member(&settings::OFF_INODE_INO);
-                (*slot).file = file;
                 let sb = head.member(&settings::OFF_INODE_SB) as *const u8;
-                (*slot).dev = Probe::member(sb, &settings::OFF_SB_DEV);
-                (*slot).tid = tid;
-                (*slot).time_mono_ns = bpf_ktime_get_ns();
+                let generation = if has(&settings::OFF_INODE_GENERATION) {
+                    Probe::member(inode, &settings::OFF_INODE_GENERATION)
+                } else {
+                    0
+                };
+                let start = WriteStart {
+                    inode: head.member(&settings::OFF_INODE_INO),
+                    file,
+                    dev: Probe::member(sb, &settings::OFF_SB_DEV),
+                    generation,
+                    fd,
+                    reserved: 0,
+                    time_mono_ns: bpf_ktime_get_ns(),
+                };
+                write_starts::keep(tid, start);
                 return;
             }
         }
-        // What a killed thread of this id may have left.
-        if (*slot).tid == tid {
-            (*slot).tid = 0;
-        }
     }
+    // What a killed thread of this id may have left.
+    write_starts::forget(tid);
 }
 
 /// The first words of a `struct inode`, which hold all that is needed: one checked read instead of three.
@@ -197,15 +201,7 @@ unsafe fn file_of<R: Reader>(task: *const u8, fd: i32) -> u64 {
 #[inline(always)]
 fn exit<R: Current>(ctx: &impl EbpfContext, returned: i64) {
     let tid = bpf_get_current_pid_tgid() as u32;
-    let Some(slot) = WRITE_STARTS.get_ptr_mut(tid & (WRITE_SLOTS - 1)) else { return };
-    // SAFETY: the slot lives in the array.
-    let start = unsafe {
-        if (*slot).tid != tid {
-            return;
-        }
-        (*slot).tid = 0;
-        *slot
-    };
+    let Some(start) = write_starts::take(tid) else { return };
     if ERESTART.contains(&returned) {
         return;
     }
@@ -315,13 +311,15 @@ impl Write<'_> {
             fd: self.start.fd,
             reason: self.reason,
             path_len,
+            generation: self.start.generation,
+            reserved: 0,
         }
     }
 }
 
 #[inline(always)]
 fn is_first_touch(start: &WriteStart, cgroup_id: u64) -> bool {
-    let key = TouchedFileKey { cgroup_id, inode: start.inode, dev: u64::from(start.dev) };
+    let key = TouchedFileKey { cgroup_id, inode: start.inode, dev: start.dev, generation: start.generation };
     if TOUCHED_FILES.get_ptr(&key).is_some() {
         return false;
     }

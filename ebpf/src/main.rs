@@ -21,6 +21,7 @@ mod settings;
 mod stats;
 mod task;
 mod tcp_connect;
+mod write_starts;
 
 // The kernel compares this string with those it takes for GPL-compatible; without it, helpers such as
 // bpf_probe_read_kernel and direct loads through BTF pointers are refused.

@@ -4,7 +4,10 @@ use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, R
 use aya_ebpf::macros::btf_map;
 use galen_common::accounting::{FATES as FATE_COUNT, Probe};
 use galen_common::cgroup::change_counts;
-use galen_common::file_write::{TouchedFileKey, WRITE_SLOTS, WriteErrorKey, WriteStart, WriteStats};
+use galen_common::file_write::{
+    TouchedFileKey, WRITE_SLOTS_MAX, WRITE_STARTS_SPILLED_MAX, WriteErrorKey, WriteSlot, WriteStart,
+    WriteStats,
+};
 use galen_common::globals::RINGS_MAX;
 use galen_common::record::CgroupKey;
 use galen_common::tcp_connect::{ConnectStart, ConnectStats};
@@ -28,7 +31,11 @@ pub static CONNECT_STARTS: HashMap<u64, ConnectStart, 16384> = HashMap::new();
 pub static CONNECT_STATS: HashMap<CgroupKey, ConnectStats, 64> = HashMap::new();
 
 #[btf_map]
-pub static WRITE_STARTS: Array<WriteStart, { WRITE_SLOTS as usize }> = Array::new();
+pub static WRITE_SLOTS: Array<WriteSlot, { WRITE_SLOTS_MAX as usize }> = Array::new();
+
+#[btf_map]
+pub static WRITE_STARTS_SPILLED: HashMap<u32, WriteStart, { WRITE_STARTS_SPILLED_MAX as usize }> =
+    HashMap::new();
 
 #[btf_map]
 pub static WRITE_STATS: HashMap<CgroupKey, WriteStats, 64> = HashMap::new();
@@ -48,9 +55,9 @@ pub static OOM_VICTIM: PerCpuArray<VictimIdentity, 1> = PerCpuArray::new();
 #[btf_map]
 pub static OOM_MARKED: PerCpuArray<Marked, 1> = PerCpuArray::new();
 
-/// 1 when both are attached.
+/// One of `oom_pairing`.
 #[btf_map]
-pub static OOM_PAIRED: Array<u32, 1> = Array::new();
+pub static OOM_PAIRING: Array<u32, 1> = Array::new();
 
 /// Cgroups that were made, removed or renamed.
 #[btf_map]

@@ -9,14 +9,14 @@ use aya_ebpf::helpers::{bpf_get_stack, bpf_ktime_get_ns, generated::bpf_probe_re
 use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint, tracepoint};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext, TracePointContext};
 use galen_common::accounting::{Fate, Probe as Subject};
-use galen_common::oom_kill::{OomKillRecord, STACK_DEPTH, victim_flags};
+use galen_common::oom_kill::{OomKillRecord, STACK_DEPTH, oom_pairing, victim_flags};
 use galen_common::record::{RecordKind, TASK_COMM_LEN};
 
 use crate::emit::{count, emit_urgent};
-use crate::maps::{OOM_MARKED, OOM_PAIRED, OOM_VICTIM};
+use crate::maps::{OOM_MARKED, OOM_PAIRING, OOM_VICTIM};
 use crate::read::{Direct, Probe, Reader};
-use crate::settings::{self, get, has};
-use crate::task::{Current, TaskIds, cgroup_id_of, current_cgroup_id, header};
+use crate::settings::{self, has};
+use crate::task::{TaskIds, cgroup_id_of, header};
 
 /// Who the victim is.
 #[repr(C)]
@@ -57,11 +57,7 @@ pub fn oom_kill_identity_btf(ctx: BtfTracePointContext) -> i32 {
     let victim: *const u8 = ctx.arg(0);
     // SAFETY: the agent loads this program only where the argument is a `struct task_struct`.
     let identity = unsafe { identify::<Direct>(victim) };
-    if get(&settings::OOM_EMIT_ALONE) != 0 {
-        record::<Direct>(ctx.as_ptr().cast(), &identity, Memory::default());
-    } else {
-        pair::<Direct>(ctx.as_ptr().cast(), &identity);
-    }
+    pair(ctx.as_ptr().cast(), &identity);
     0
 }
 
@@ -70,11 +66,7 @@ pub fn oom_kill_identity_raw(ctx: RawTracePointContext) -> i32 {
     let victim: *const u8 = ctx.arg(0);
     // SAFETY: the helper checks the address.
     let identity = unsafe { identify::<Probe>(victim) };
-    if get(&settings::OOM_EMIT_ALONE) != 0 {
-        record::<Probe>(ctx.as_ptr().cast(), &identity, Memory::default());
-    } else {
-        pair::<Probe>(ctx.as_ptr().cast(), &identity);
-    }
+    pair(ctx.as_ptr().cast(), &identity);
     0
 }
 
@@ -93,7 +85,7 @@ pub fn oom_kill_mark(ctx: TracePointContext) -> i32 {
             (*left).known = 0;
         }
         if identity.known == 0 {
-            if is_paired()
+            if pairing() == oom_pairing::PAIRED
                 && let Some(place) = OOM_MARKED.get_ptr_mut(0)
             {
                 *place = Marked { memory: memory(fields), tid };
@@ -113,7 +105,7 @@ pub fn oom_kill_mark(ctx: TracePointContext) -> i32 {
                 identity.known = 1;
             }
         }
-        record::<Probe>(ctx.as_ptr().cast(), &identity, memory(fields));
+        record(ctx.as_ptr().cast(), &identity, memory(fields));
     }
     0
 }
@@ -155,15 +147,20 @@ unsafe fn identify<R: Reader>(victim: *const u8) -> VictimIdentity {
     }
 }
 
-/// Makes the record if the other program was here before, else leaves the identity for it.
+/// Makes the record if the other program was here before or is not attached, else leaves the identity for
+/// it.
 #[inline(always)]
-fn pair<R: Current>(ctx: *mut core::ffi::c_void, identity: &VictimIdentity) {
+fn pair(ctx: *mut core::ffi::c_void, identity: &VictimIdentity) {
+    if pairing() == oom_pairing::ALONE {
+        record(ctx, identity, Memory::default());
+        return;
+    }
     if let Some(place) = OOM_MARKED.get_ptr_mut(0) {
         // SAFETY: the pointer is this CPU's value of the map.
         unsafe {
             if (*place).tid == identity.tid && identity.tid != 0 {
                 (*place).tid = 0;
-                record::<R>(ctx, identity, (*place).memory);
+                record(ctx, identity, (*place).memory);
                 return;
             }
         }
@@ -172,9 +169,9 @@ fn pair<R: Current>(ctx: *mut core::ffi::c_void, identity: &VictimIdentity) {
 }
 
 #[inline(always)]
-fn is_paired() -> bool {
+fn pairing() -> u32 {
     // SAFETY: the pointer is the map's value.
-    OOM_PAIRED.get_ptr_mut(0).is_some_and(|paired| unsafe { *paired } != 0)
+    OOM_PAIRING.get_ptr_mut(0).map_or(oom_pairing::UNDECIDED, |pairing| unsafe { *pairing })
 }
 
 #[inline(always)]
@@ -186,7 +183,7 @@ fn leave(identity: &VictimIdentity) {
 }
 
 #[inline(always)]
-fn record<R: Current>(ctx: *mut core::ffi::c_void, victim: &VictimIdentity, memory: Memory) {
+fn record(ctx: *mut core::ffi::c_void, victim: &VictimIdentity, memory: Memory) {
     // SAFETY: the helper has no conditions.
     let now = unsafe { bpf_ktime_get_ns() };
     count(Subject::OomKill, Fate::Seen);
@@ -211,7 +208,6 @@ fn record<R: Current>(ctx: *mut core::ffi::c_void, victim: &VictimIdentity, memo
             (*record).file_rss_bytes = memory.file_rss_bytes;
             (*record).shmem_rss_bytes = memory.shmem_rss_bytes;
             (*record).pgtables_bytes = memory.pgtables_bytes;
-            (*record).trigger_cgroup_id = current_cgroup_id::<R>();
             (*record).trigger_pid = trigger.pid;
             (*record).flags = memory.flags;
             (*record).oom_score_adj = memory.oom_score_adj;

@@ -50,11 +50,13 @@ settings! {
     WRITE_FIRST_TOUCH: 1;
     /// Whether writes to anything but regular files count too.
     WRITE_ANY_FILE: 0;
+    /// Slots of the writes under way, less one.
+    WRITE_SLOT_MASK: 0;
+    /// Whether two threads can have the same slot: whether thread ids go beyond the slots.
+    WRITE_SLOTS_SHARED: 1;
     /// Process id of the agent: what it writes is counted, and never a record, as printing it would be the
     /// next write.
     SELF_PID: 0;
-    /// Whether the identity program of the OOM probe emits the record itself.
-    OOM_EMIT_ALONE: 0;
 
     /// Bit n is set when system call n, below 64, writes.
     WRITE_CALLS_LOW: 0;
@@ -119,6 +121,8 @@ settings! {
     OFF_INODE_INO: ABSENT;
     /// `inode.i_sb`.
     OFF_INODE_SB: ABSENT;
+    /// `inode.i_generation`.
+    OFF_INODE_GENERATION: ABSENT;
     /// `super_block.s_dev`.
     OFF_SB_DEV: ABSENT;
     /// `dentry.d_parent`.
@@ -173,11 +177,6 @@ settings! {
     OFF_TP_SADDR_V6: ABSENT;
     /// ... `daddr_v6`.
     OFF_TP_DADDR_V6: ABSENT;
-
-    /// Classic tracepoints `syscalls:sys_enter_*`: the first argument.
-    OFF_TP_FD: ABSENT;
-    /// Classic tracepoints `syscalls:sys_exit_*`: `ret`.
-    OFF_TP_RET: ABSENT;
 
     /// Classic tracepoint `oom:mark_victim`: `pid`.
     OFF_TP_VICTIM_PID: ABSENT;

@@ -11,6 +11,7 @@ pub mod command;
 pub mod http;
 pub mod lines;
 pub mod load;
+pub mod matrix;
 pub mod metrics;
 pub mod netns;
 pub mod receiver;

@@ -43,8 +43,9 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         }
         Command::Run { arguments } => run::run(&arguments)?,
         Command::Test { list: true, .. } => test::list(),
-        Command::Test { names, short, arguments, .. } => {
-            return test::run(&names, test::Options { short, arguments });
+        Command::Test { names, short, kernels, long, write_docs, command, arguments, .. } => {
+            let options = test::Options { short, kernels, long, write_docs, command, arguments };
+            return test::run(&names, options);
         }
         Command::Bench { area, quick } => bench::run(area.as_deref(), quick)?,
         Command::Fmt => test::lint::format()?,

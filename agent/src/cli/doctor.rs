@@ -4,17 +4,20 @@
 //! at once.
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 use serde::Serialize;
 
 use super::UNUSABLE;
 use crate::config::{self, Config, Overrides};
-use crate::identity::cri;
+use crate::identity::{Names, cri};
 use crate::kernel::cgroups::Hierarchies;
 use crate::kernel::{Core, host, tracefs};
+use crate::privilege;
+use crate::privilege::capabilities::{self, Held};
 
 /// Arguments of `galen doctor`.
 #[derive(Clone, Debug, clap::Args)]
@@ -34,6 +37,8 @@ struct Report {
     kernel: String,
     facts: Vec<Fact>,
     probes: Vec<ProbeReport>,
+    capabilities: Vec<CapabilityReport>,
+    sandbox: Vec<Fact>,
 }
 
 /// One thing the host offers or lacks.
@@ -43,6 +48,18 @@ struct Fact {
     /// `ok`, `limited` or `missing`.
     state: &'static str,
     detail: String,
+}
+
+/// What a capability is for, and whether this process has it.
+#[derive(Debug, Serialize)]
+struct CapabilityReport {
+    capability: &'static str,
+    have: bool,
+    /// Whether anything that is configured here asks for it.
+    needed: bool,
+    held: Held,
+    needed_by: &'static str,
+    lost_without_it: &'static str,
 }
 
 #[derive(Debug, Serialize)]
@@ -57,23 +74,21 @@ struct ProbeReport {
 /// Looks, prints, and gives 0 when every probe that is switched on has a hook, else 1.
 ///
 /// # Errors
-/// When the report cannot be made into JSON.
+/// When the report cannot be made into JSON or written.
 pub fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     let loaded = config::load(args.config.as_deref(), std::env::vars(), &Overrides::default());
     let config = match loaded {
         Ok(loaded) => loaded.config,
         Err(diagnostics) => {
-            for diagnostic in diagnostics {
-                eprintln!("{diagnostic}");
-            }
+            diagnostics.iter().for_each(super::say);
             return Ok(ExitCode::from(UNUSABLE));
         }
     };
     let report = examine(&config);
-    match args.output {
-        super::text::Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
-        super::text::Format::Text => print_text(&report, std::io::stdout().is_terminal()),
-    }
+    super::print(&match args.output {
+        super::text::Format::Json => serde_json::to_string_pretty(&report)? + "\n",
+        super::text::Format::Text => for_people(&report, std::io::stdout().is_terminal()),
+    })?;
     let off = |probe: &ProbeReport| probe.refused.iter().any(|reason| reason.starts_with("switched off"));
     let well =
         !report.probes.is_empty() && report.probes.iter().all(|probe| probe.variant != "none" || off(probe));
@@ -103,7 +118,50 @@ fn examine(config: &Config) -> Report {
             Vec::new()
         }
     };
-    Report { kernel: release.trim().to_owned(), facts, probes }
+    Report {
+        kernel: release.trim().to_owned(),
+        facts,
+        probes,
+        capabilities: capabilities(config),
+        sandbox: sandbox(config),
+    }
+}
+
+fn capabilities(config: &Config) -> Vec<CapabilityReport> {
+    let have = capabilities::effective();
+    let low_port = (1..1024).contains(&config.listen.port());
+    capabilities::NEEDS
+        .iter()
+        .map(|need| CapabilityReport {
+            capability: need.name(),
+            have: have.serve(need.capability),
+            needed: need.held != Held::Configured || low_port,
+            held: need.held,
+            needed_by: need.needed_by,
+            lost_without_it: need.lost,
+        })
+        .collect()
+}
+
+/// What the agent would confine itself by.
+fn sandbox(config: &Config) -> Vec<Fact> {
+    let settings = &config.privileges;
+    let programs = !config.healing.exec_allow.is_empty();
+    let fact = |name, wanted: bool, offered: Result<String, String>| match (wanted, offered) {
+        (false, _) => Fact { name, state: "limited", detail: "switched off by `privileges`".to_owned() },
+        (_, Err(lack)) => Fact { name, state: "missing", detail: lack },
+        (_, Ok(_)) if programs && name != "seccomp" => Fact {
+            name,
+            state: "limited",
+            detail: "not in force: the programs of `healing.exec_allow` would inherit it".to_owned(),
+        },
+        (_, Ok(detail)) => Fact { name, state: "ok", detail },
+    };
+    vec![
+        fact("capabilities", settings.drop, Ok("given up once everything is attached".to_owned())),
+        fact("Landlock", settings.landlock, privilege::landlock_offer()),
+        fact("seccomp", settings.seccomp, privilege::seccomp_offer()),
+    ]
 }
 
 fn facts(config: &Config, hierarchies: &Hierarchies) -> Vec<Fact> {
@@ -164,11 +222,9 @@ fn runtimes(config: &Config) -> Vec<Fact> {
         .iter()
         .filter(|socket| socket.exists())
         .map(|socket| {
-            let asked = cri::list(socket, cri.timeout.0);
-            let answer = tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(asked));
-            let (state, said) = match answer {
+            let (state, said) = match ask(socket, cri.timeout.0) {
                 Ok(names) => ("ok", format!("names {} containers", names.len())),
-                Err(error) => ("limited", error.to_string()),
+                Err(error) => ("limited", error),
             };
             Fact { name, state, detail: format!("{}: {said}", socket.display()) }
         })
@@ -181,7 +237,16 @@ fn runtimes(config: &Config) -> Vec<Fact> {
     answers
 }
 
-fn print_text(report: &Report, is_terminal: bool) {
+/// What the runtime at this socket calls its containers.
+fn ask(socket: &Path, deadline: Duration) -> Result<Names, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("it cannot be asked: {error}"))?;
+    runtime.block_on(cri::list(socket, deadline)).map_err(|error| error.to_string())
+}
+
+fn for_people(report: &Report, is_terminal: bool) -> String {
     let style = |state: &str| {
         let color = match state {
             "ok" => AnsiColor::Green,
@@ -190,12 +255,12 @@ fn print_text(report: &Report, is_terminal: bool) {
         };
         if is_terminal { Style::new().fg_color(Some(color.into())) } else { Style::new() }
     };
-    println!("kernel {}", report.kernel);
+    let mut out = format!("kernel {}\n", report.kernel);
     for fact in &report.facts {
         let style = style(fact.state);
-        println!("  {style}{:<8}{style:#} {:<20} {}", fact.state, fact.name, fact.detail);
+        out += &format!("  {style}{:<8}{style:#} {:<20} {}\n", fact.state, fact.name, fact.detail);
     }
-    println!("probes");
+    out += "probes\n";
     for probe in &report.probes {
         let state = match (probe.variant, probe.refused.is_empty()) {
             ("none", _) => "missing",
@@ -203,9 +268,36 @@ fn print_text(report: &Report, is_terminal: bool) {
             _ => "limited",
         };
         let style = style(state);
-        println!("  {style}{state:<8}{style:#} {:<20} {:<11} {}", probe.probe, probe.variant, probe.hook);
+        out += &format!(
+            "  {style}{state:<8}{style:#} {:<20} {:<11} {}\n",
+            probe.probe, probe.variant, probe.hook
+        );
         for reason in &probe.refused {
-            println!("           {:<20} {reason}", "");
+            out += &format!("           {:<20} {reason}\n", "");
         }
     }
+    out += "capabilities\n";
+    for need in &report.capabilities {
+        let state = match (need.have, need.needed) {
+            (true, _) => "ok",
+            (false, true) => "missing",
+            (false, false) => "unused",
+        };
+        let style = style(if state == "unused" { "ok" } else { state });
+        out += &format!(
+            "  {style}{state:<8}{style:#} {:<20} {:<14} {}\n",
+            need.capability,
+            need.held.name(),
+            need.needed_by
+        );
+        if state == "missing" {
+            out += &format!("           {:<20} lost without it: {}\n", "", need.lost_without_it);
+        }
+    }
+    out += "sandbox\n";
+    for fact in &report.sandbox {
+        let style = style(fact.state);
+        out += &format!("  {style}{:<8}{style:#} {:<20} {}\n", fact.state, fact.name, fact.detail);
+    }
+    out
 }

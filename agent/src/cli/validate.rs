@@ -57,27 +57,18 @@ impl Checked {
 /// Checks each file and prints what is wrong with it.
 ///
 /// # Errors
-/// When the report cannot be made into JSON.
+/// When the report cannot be made into JSON or written.
 pub fn run(args: &ValidateArgs) -> anyhow::Result<ExitCode> {
     let checked: Vec<Checked> = args.files.iter().map(|path| check(path)).collect();
-    match args.output {
-        Format::Json => {
-            println!("{}", serde_json::to_string_pretty(&serde_json::json!({ "files": checked }))?)
+    let text = match args.output {
+        Format::Json => serde_json::to_string_pretty(&serde_json::json!({ "files": checked }))? + "\n",
+        Format::Text => {
+            checked.iter().flat_map(|file| &file.findings).for_each(super::say);
+            checked.iter().filter(|file| file.valid).map(|file| format!("{}: ok\n", file.file)).collect()
         }
-        Format::Text => print_text(&checked),
-    }
+    };
+    super::print(&text)?;
     Ok(ExitCode::from(status(&checked)))
-}
-
-fn print_text(checked: &[Checked]) {
-    for file in checked {
-        for finding in &file.findings {
-            eprintln!("{finding}");
-        }
-        if file.valid {
-            println!("{}: ok", file.file);
-        }
-    }
 }
 
 fn status(checked: &[Checked]) -> u8 {
@@ -158,6 +149,14 @@ mod tests {
         assert!(!checked.valid && text.contains("p.yaml:4:") && text.contains("exec_allow"), "{text}");
         let config = at(&dir, "galen.conf", "healing: { policies: ['*.yaml'], exec_allow: [/bin/true] }\n");
         assert!(check(&config).valid);
+    }
+
+    #[test]
+    fn the_unit_leaves_the_kernels_symbols_readable() {
+        let unit = include_str!("../../../deploy/systemd/galen.service");
+        for line in ["ProtectKernelTunables=yes", "ProtectKernelLogs=yes"] {
+            assert!(!unit.lines().any(|found| found == line), "{line} takes kallsyms or CAP_SYSLOG away");
+        }
     }
 
     #[test]

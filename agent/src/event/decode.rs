@@ -98,6 +98,8 @@ pub struct RawWrite {
     pub dev: Dev,
     /// Inode number.
     pub inode: u64,
+    /// What tells the file from another one that had its number before; 0 when unknown.
+    pub generation: u32,
     /// The descriptor.
     pub fd: i32,
     /// Bytes returned, or the error.
@@ -205,6 +207,7 @@ fn file_write(input: &mut Input<'_>) -> Result<RawWrite, DecodeError> {
     let fd = input.u32().cast_signed();
     let reason = Reason::try_from(input.u32()).map_err(|_| DecodeError::UnknownValue("reason"))?;
     let path_len = input.u32() as usize;
+    let (generation, _) = (input.u32(), input.u32());
     let path_in_fs = (path_len != 0 && path_len <= PATH_BYTES)
         .then(|| input.bytes.get(input.at..input.at + path_len).map(join_names))
         .flatten();
@@ -212,6 +215,7 @@ fn file_write(input: &mut Input<'_>) -> Result<RawWrite, DecodeError> {
         // MKDEV, include/linux/kdev_t.h.
         dev: Dev { major: dev >> 20, minor: dev & 0xf_ffff },
         inode,
+        generation,
         fd,
         returned: u64::try_from(returned)
             .map_err(|_| Errno(u32::try_from(returned.unsigned_abs()).unwrap_or(u32::MAX))),
@@ -233,7 +237,6 @@ fn join_names(bytes: &[u8]) -> String {
 
 fn oom_kill(input: &mut Input<'_>) -> RawOomKill {
     let memory_bytes = [input.u64(), input.u64(), input.u64(), input.u64(), input.u64()];
-    let _trigger_cgroup = input.u64();
     let trigger_pid = input.u32();
     let flags = input.u32();
     let oom_score_adj = input.u32().cast_signed();

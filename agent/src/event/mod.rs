@@ -4,11 +4,13 @@
 //! the output, never empty and never zero.
 
 pub mod decode;
+mod errno;
 mod signal;
 mod time;
 mod totals;
 mod window;
 
+pub use errno::Errno;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -517,64 +519,6 @@ pub struct Lost {
     pub reason: &'static str,
     /// How many since this was last said.
     pub count: u64,
-}
-
-/// An errno by its number; printed by its name, or as the number where it has none here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Errno(pub u32);
-
-impl Errno {
-    /// The symbolic name, of those that connects and writes return.
-    #[must_use]
-    pub const fn name(self) -> Option<&'static str> {
-        Some(match self.0.cast_signed() {
-            libc::EPERM => "EPERM",
-            libc::EINTR => "EINTR",
-            libc::EIO => "EIO",
-            libc::EBADF => "EBADF",
-            libc::EAGAIN => "EAGAIN",
-            libc::ENOMEM => "ENOMEM",
-            libc::EACCES => "EACCES",
-            libc::EFAULT => "EFAULT",
-            libc::EBUSY => "EBUSY",
-            libc::EINVAL => "EINVAL",
-            libc::EFBIG => "EFBIG",
-            libc::ENOSPC => "ENOSPC",
-            libc::ESPIPE => "ESPIPE",
-            libc::EROFS => "EROFS",
-            libc::EPIPE => "EPIPE",
-            libc::ENOPROTOOPT => "ENOPROTOOPT",
-            libc::EOPNOTSUPP => "EOPNOTSUPP",
-            libc::EADDRNOTAVAIL => "EADDRNOTAVAIL",
-            libc::ENETDOWN => "ENETDOWN",
-            libc::ENETUNREACH => "ENETUNREACH",
-            libc::ECONNABORTED => "ECONNABORTED",
-            libc::ECONNRESET => "ECONNRESET",
-            libc::ETIMEDOUT => "ETIMEDOUT",
-            libc::ECONNREFUSED => "ECONNREFUSED",
-            libc::EHOSTDOWN => "EHOSTDOWN",
-            libc::EHOSTUNREACH => "EHOSTUNREACH",
-            libc::ESTALE => "ESTALE",
-            libc::EDQUOT => "EDQUOT",
-            _ => return None,
-        })
-    }
-}
-
-impl std::fmt::Display for Errno {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.name() {
-            Some(name) => f.write_str(name),
-            // ERESTARTSYS and its kin never reach user space by name; the number is all there is.
-            None => write!(f, "E{}", self.0),
-        }
-    }
-}
-
-impl Serialize for Errno {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes by reference")]

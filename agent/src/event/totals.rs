@@ -86,4 +86,6 @@ pub struct ProbeFates {
     pub start_unknown: u64,
     /// Events counted as `other`, since no more cgroups fit.
     pub stats_full: u64,
+    /// Events in no counter, as there was no room to keep their start.
+    pub uncounted: u64,
 }

@@ -8,13 +8,13 @@ mod window;
 mod write_errors;
 mod write_slow;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
 use crate::config;
 use crate::event::{Body, Event, FaultSignal, SubjectWindow, Tick};
-use crate::health::rules;
 use window::WindowRule;
 
 /// Turns events and windows into fault signals. Fed by one task.
@@ -30,6 +30,14 @@ impl Detector {
         Self { rules: [connect_failures::rule(faults), write_errors::rule(faults), write_slow::rule(faults)] }
     }
 
+    /// Judges by other thresholds from now on. A signal that was raised stays raised, and breaches in a row
+    /// stay counted.
+    pub fn set_rules(&mut self, faults: &config::Faults) {
+        for rule in &mut self.rules {
+            rule.set(faults);
+        }
+    }
+
     /// Takes an event: every OOM kill is a signal of its own, at once. `trace_id` gives 32 hexadecimal
     /// digits and is called only for a signal.
     #[must_use]
@@ -37,18 +45,19 @@ impl Detector {
         oom_kill::signal(event, trace_id)
     }
 
-    /// Takes one reading of the kernel's counters, however long it was, as one window. `node` is the node's
-    /// name; `trace_ids` gives a new trace id each time.
+    /// Takes one reading of the kernel's counters, however long it was, as one window; `windows` are its
+    /// windows as [`crate::health::rules::by_subject`] gives them. `node` is the node's name; `trace_ids`
+    /// gives a new trace id each time.
     pub fn on_tick(
         &mut self,
         tick: &Tick,
+        windows: &BTreeMap<Arc<str>, SubjectWindow>,
         node: &Arc<str>,
         trace_ids: &mut impl FnMut() -> Arc<str>,
     ) -> Vec<FaultSignal> {
-        let windows = rules::by_subject(tick);
         let mut signals = Vec::new();
         for rule in &mut self.rules {
-            rule.step(tick, &windows, node, trace_ids, &mut signals);
+            rule.step(tick, windows, node, trace_ids, &mut signals);
         }
         signals
     }

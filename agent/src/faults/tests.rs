@@ -25,6 +25,15 @@ fn tick(second: u64, subjects: Vec<SubjectWindow>) -> Tick {
     }
 }
 
+fn step(
+    detector: &mut Detector,
+    tick: &Tick,
+    node: &Arc<str>,
+    ids: &mut impl FnMut() -> Arc<str>,
+) -> Vec<FaultSignal> {
+    detector.on_tick(tick, &crate::health::rules::by_subject(tick), node, ids)
+}
+
 fn feed(
     detector: &mut Detector,
     windows: impl IntoIterator<Item = Vec<SubjectWindow>>,
@@ -33,9 +42,7 @@ fn feed(
     let mut ids = || Arc::from("0123456789abcdef0123456789abcdef");
     let mut all = Vec::new();
     for (second, subjects) in (1..).zip(windows) {
-        all.extend(
-            detector.on_tick(&tick(second, subjects), &node, &mut ids).into_iter().map(|s| (second, s)),
-        );
+        all.extend(step(detector, &tick(second, subjects), &node, &mut ids).into_iter().map(|s| (second, s)));
     }
     all
 }
@@ -98,6 +105,20 @@ fn three_breaches_in_a_row_raise_one_signal_until_it_is_armed_again() {
     let fault = &signals[0].1.fault;
     assert_eq!((fault.signal, &*fault.subject), (Signal::ConnectFailures, "unit:a"));
     assert_eq!((fault.value, fault.threshold, fault.breaches), (0.8, 0.5, 3));
+}
+
+#[test]
+fn other_thresholds_leave_what_was_raised_and_what_was_counted() {
+    let mut detector = Detector::new(&config::Faults::default());
+    let bad = || vec![refused("a", 4, 0)];
+    assert_eq!(feed(&mut detector, [bad(), bad(), bad()]).len(), 1);
+    detector.set_rules(&config::Faults::default());
+    assert!(feed(&mut detector, [bad(), bad(), bad(), bad()]).is_empty(), "it is still raised");
+    let mut detector = Detector::new(&config::Faults::default());
+    assert!(feed(&mut detector, [bad(), bad()]).is_empty());
+    detector.set_rules(&config::Faults { breaches: 5, ..config::Faults::default() });
+    let at: Vec<u64> = feed(&mut detector, vec![bad(); 4]).into_iter().map(|(second, _)| second).collect();
+    assert_eq!(at, [3], "two before and three after");
 }
 
 #[test]

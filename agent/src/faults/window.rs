@@ -53,6 +53,13 @@ impl WindowRule {
         }
     }
 
+    /// Takes other thresholds; what is followed stays followed.
+    pub(super) fn set(&mut self, faults: &config::Faults) {
+        self.limit = self.rule.limit(faults);
+        self.breaches = faults.breaches.max(1);
+        self.rearm_after = faults.rearm_after.max(1);
+    }
+
     pub(super) const fn untracked(&self) -> u64 {
         self.untracked
     }

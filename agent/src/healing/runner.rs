@@ -16,12 +16,17 @@ use super::decide::{self, ActionRef, Decision, Input, Outcome, State};
 use super::policy::{ActionType, PolicySet};
 use super::{Command, Shared};
 use crate::config::{self, Mode};
-use crate::event::{Body, Event, FaultSignal, Healing, Identity, Kind, Task, WallTime};
+use crate::event::{Body, Event, FaultSignal, Healing, Identity, Kind, Phase, Task, WallTime};
 
 /// Acts that are under way at shutdown have this long to end by themselves.
 const SHUTDOWN_GRACE: Duration = Duration::from_millis(1500);
 /// Without anything due, the task still looks at its state this often.
 const IDLE: Duration = Duration::from_secs(60);
+
+/// Why nothing is begun any more.
+const ENDING: &str = "the agent is ending";
+/// Combinations of policy, type and phase that are counted apart; beyond, the policy is `other`.
+const COUNTED_MAX: usize = 1000;
 
 pub(super) struct Runner {
     state: State,
@@ -106,6 +111,14 @@ impl Runner {
             self.carry_out(decisions).await;
         }
         signals.close();
+        self.closing = true;
+        // Nothing vanishes: what was not begun is said to be skipped, in the events and in the audit trail.
+        let skipped = decide::end(&mut self.state, ENDING);
+        self.carry_out(skipped).await;
+        while let Ok(signal) = signals.try_recv() {
+            let skipped = self.signal(signal);
+            self.carry_out(skipped).await;
+        }
         self.close().await;
     }
 
@@ -121,6 +134,9 @@ impl Runner {
             context,
         };
         self.origins.insert(input.trace_id.clone(), (identity, task));
+        if self.closing {
+            return decide::turn_away(&input, &self.policies, self.mode, ENDING);
+        }
         decide::decide(&mut self.state, &input, self.clock.now(), &self.policies, self.mode)
     }
 
@@ -162,7 +178,12 @@ impl Runner {
     }
 
     fn outcome(&mut self, action: &ActionRef, outcome: &Outcome) -> Vec<Decision> {
-        decide::on_outcome(&mut self.state, action, outcome, self.clock.now(), &self.policies)
+        let mut decisions =
+            decide::on_outcome(&mut self.state, action, outcome, self.clock.now(), &self.policies);
+        if self.closing {
+            decisions.extend(decide::end(&mut self.state, ENDING));
+        }
+        decisions
     }
 
     /// Writes each decision down, says it, and begins its act.
@@ -173,7 +194,7 @@ impl Runner {
             let time = WallTime::now();
             let written = self.audit.write(&Line::new(time, &self.node, &decision), program).await;
             let forbidden = match written {
-                _ if decision.act.is_some() && self.closing => Some("the agent is ending".to_owned()),
+                _ if decision.act.is_some() && self.closing => Some(ENDING.to_owned()),
                 Err(error) if program => Some(format!("no audit line, no program: {error}")),
                 _ => None,
             };
@@ -194,9 +215,17 @@ impl Runner {
         board.evicted = self.state.evicted();
     }
 
+    fn count(&self, mut key: (Arc<str>, ActionType, Phase)) {
+        let actions = &mut self.shared.board().actions;
+        if actions.len() >= COUNTED_MAX && !actions.contains_key(&key) {
+            key.0 = "other".into();
+        }
+        *actions.entry(key).or_default() += 1;
+    }
+
     fn say(&self, time: WallTime, decision: &Decision) {
         let (policy, phase) = (decision.action.policy.clone(), decision.phase);
-        *self.shared.board().actions.entry((policy.clone(), decision.action_type, phase)).or_default() += 1;
+        self.count((policy.clone(), decision.action_type, phase));
         let (identity, task) = self.origins.get(&decision.action.trace_id).cloned().unwrap_or_default();
         let event = Event {
             time,
@@ -223,7 +252,6 @@ impl Runner {
     }
 
     async fn close(mut self) {
-        self.closing = true;
         let grace = tokio::time::sleep(SHUTDOWN_GRACE);
         tokio::pin!(grace);
         while !self.acts.is_empty() {

@@ -275,6 +275,45 @@ async fn a_shutdown_ends_what_hangs_within_three_seconds() {
     assert!(text.lines().last().unwrap().contains("the agent ended before it did"), "{text}");
 }
 
+/// The last phase and reason of a trace, out of the audit trail.
+fn last(audit: &[Value], trace_id: &str) -> (String, String) {
+    let line = audit.iter().rfind(|line| line["trace_id"] == trace_id).expect(trace_id);
+    let text = |name: &str| line[name].as_str().unwrap_or_default().to_owned();
+    (text("phase"), text("reason"))
+}
+
+#[tokio::test]
+async fn what_waits_at_the_end_is_skipped_and_said() {
+    // Nobody listens here: the first attempt fails, and the next one would come much later.
+    let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let policy = webhook(address, ", retry: { max_attempts: 3, backoff: 5m }")
+        .replace("actions:", "cooldown: 0s\nactions:");
+    let mut rig = rig(&policy, Mode::Auto, &[]);
+    rig.signals.try_send(signal("retried")).unwrap();
+    let mut phase = Phase::Planned;
+    while phase != Phase::Failed {
+        phase = rig.next().await.1.phase;
+    }
+    let queued = ["a", "b", "c", "d", "e", "f", "g", "h"];
+    for trace_id in queued {
+        rig.signals.try_send(signal(trace_id)).unwrap();
+    }
+    rig.shutdown.cancel();
+    let client = rig.handle.client();
+    let state = rig.state;
+    rig.handle.join().await;
+    let text = std::fs::read_to_string(state.path().join("audit.jsonl")).unwrap();
+    let audit: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let ending = ("skipped".to_owned(), "the agent is ending".to_owned());
+    assert_eq!(last(&audit, "retried"), ending);
+    for trace_id in queued {
+        let last = last(&audit, trace_id);
+        assert!(last == ending || last.0 == "failed" && !last.1.contains("again in"), "{trace_id}: {last:?}");
+    }
+    let skipped = client.stats().actions.iter().find(|a| a.phase == "skipped").map_or(0, |a| a.count);
+    assert!(skipped >= 1, "{text}");
+}
+
 #[tokio::test]
 async fn a_reload_without_policies_keeps_them_and_takes_the_mode() {
     let policy = "name: say\ntriggers: [{ type: fault, signal: oom_kill }]\ncooldown: 0s\nactions: [{ id: a, type: log, params: { text: hi } }]\n";

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config;
-use crate::event::{self, Event, HealthState, Identity, OomKill, OomScope, Tick, WallTime};
+use crate::event::{self, Event, HealthState, Identity, OomKill, OomScope, SubjectWindow, Tick, WallTime};
 use node::Node;
 use subject::Subject;
 
@@ -49,6 +49,8 @@ pub struct Monitor {
     node: Node,
     subjects: BTreeMap<Arc<str>, Subject>,
     evicted: u64,
+    /// Whether the snapshot differs from the last one that was taken over.
+    dirty: bool,
 }
 
 impl Monitor {
@@ -63,7 +65,34 @@ impl Monitor {
             node: Node::new(window),
             subjects: BTreeMap::new(),
             evicted: 0,
+            dirty: true,
         }
+    }
+
+    /// Says since when the node is watched, and what the agent is blind to: the state that follows from it
+    /// and why, or `None` when every probe is attached. Gives the node's change if that is one.
+    pub fn start(&mut self, blind: Option<(HealthState, String)>, time: WallTime) -> Option<event::Health> {
+        self.node.start(blind, time);
+        self.settle_node(time)
+    }
+
+    /// Judges by other rules from now on. What is held against a subject, and the windows that speak for or
+    /// against it, stay.
+    pub fn set_rules(&mut self, health: &config::Health, faults: &config::Faults) {
+        self.health = health.clone();
+        self.faults = faults.clone();
+    }
+
+    /// Takes that the counters could not be read, and why: until the next tick the node is unknown. Gives
+    /// the node's change if that is one.
+    pub fn cannot_read(&mut self, reason: String, time: WallTime) -> Option<event::Health> {
+        self.node.cannot_read(reason);
+        self.settle_node(time)
+    }
+
+    /// Whether [`Monitor::snapshot`] has changed since this was last asked.
+    pub fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.dirty)
     }
 
     /// Takes an event; `now_mono` is CLOCK_MONOTONIC, since boot. An OOM kill makes its subject unhealthy
@@ -75,6 +104,7 @@ impl Monitor {
         let reason = oom_reason(event, kill);
         let name: Arc<str> = event.identity.subject().into();
         let mut changes = Vec::new();
+        self.dirty = true;
         if *name == *NODE {
             self.node.own.hold(HealthState::Unhealthy, reason, until);
         } else {
@@ -97,13 +127,18 @@ impl Monitor {
         changes
     }
 
-    /// Takes one reading of the kernel's counters; gives the changes, the node's last.
-    pub fn on_tick(&mut self, tick: &Tick) -> Vec<event::Health> {
-        let windows = rules::by_subject(tick);
-        for (name, window) in &windows {
+    /// Takes one reading of the kernel's counters, and its windows as [`rules::by_subject`] gives them; gives
+    /// the changes, the node's last.
+    pub fn on_tick(
+        &mut self,
+        tick: &Tick,
+        windows: &BTreeMap<Arc<str>, SubjectWindow>,
+    ) -> Vec<event::Health> {
+        for (name, window) in windows {
             if **name != *NODE && !self.subjects.contains_key(name) {
                 let subject = Subject::new(Arc::clone(&window.identity), tick.time, tick.time_mono);
                 self.subjects.insert(Arc::clone(name), subject);
+                self.dirty = true;
             }
         }
         let mut changes = Vec::new();
@@ -113,12 +148,19 @@ impl Monitor {
             if window.is_none() && subject.is_idle() {
                 continue;
             }
+            if window.is_some_and(|window| window.identity != subject.identity) {
+                self.dirty = true;
+            }
             subject.step(window, tick.time_mono, &self.health, &self.faults);
             let verdict = subject.verdict();
+            self.dirty |= verdict.1 != subject.reasons;
             changes.extend(subject.set(name, verdict, tick.time));
+            self.dirty |= !changes.is_empty();
         }
         let oldest = tick.time_mono.saturating_sub(FORGET_AFTER);
+        let known = self.subjects.len();
         self.subjects.retain(|_, subject| !subject.is_idle() || subject.moved >= oldest);
+        self.dirty |= self.subjects.len() < known;
         self.evict();
         self.node.step(tick, windows.get(NODE), &self.health, &self.faults);
         changes.extend(self.settle_node(tick.time));
@@ -153,7 +195,10 @@ impl Monitor {
     fn settle_node(&mut self, time: WallTime) -> Option<event::Health> {
         let count = |state| self.subjects.values().filter(|subject| subject.state == state).count();
         let verdict = self.node.verdict(count(HealthState::Unhealthy), count(HealthState::Degraded));
-        self.node.own.set(&self.node_name, verdict, time)
+        self.dirty |= verdict.1 != self.node.own.reasons;
+        let change = self.node.own.set(&self.node_name, verdict, time);
+        self.dirty |= change.is_some();
+        change
     }
 
     /// Forgets the healthiest of those beyond the limit, of these the longest unmoved.
@@ -171,6 +216,7 @@ impl Monitor {
         for (_, _, name) in order.into_iter().take(surplus) {
             self.subjects.remove(&name);
             self.evicted += 1;
+            self.dirty = true;
         }
     }
 }

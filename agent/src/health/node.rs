@@ -17,7 +17,12 @@ pub(super) struct Node {
     /// Rules over what belongs to no known cgroup, and what is held against the node.
     pub(super) own: Subject,
     window: Duration,
-    stopped_for: Option<Duration>,
+    /// What is not observed at all, for as long as the agent runs.
+    blind: Option<(HealthState, String)>,
+    /// Why the counters could not be read the last time.
+    unread: Option<String>,
+    /// Why the last window is longer than it should be.
+    gap: Option<String>,
     losing: Hysteresis,
     lost: u64,
 }
@@ -25,7 +30,16 @@ pub(super) struct Node {
 impl Node {
     pub(super) fn new(window: Duration) -> Self {
         let own = Subject::new(Arc::default(), WallTime(0), Duration::ZERO);
-        Self { own, window, stopped_for: None, losing: Hysteresis::default(), lost: 0 }
+        Self { own, window, blind: None, unread: None, gap: None, losing: Hysteresis::default(), lost: 0 }
+    }
+
+    pub(super) fn start(&mut self, blind: Option<(HealthState, String)>, time: WallTime) {
+        self.own.since = time;
+        self.blind = blind;
+    }
+
+    pub(super) fn cannot_read(&mut self, reason: String) {
+        self.unread = Some(reason);
     }
 
     pub(super) fn step(
@@ -39,8 +53,16 @@ impl Node {
             self.own.since = tick.time;
         }
         self.own.step(window, tick.time_mono, health, faults);
-        let stopped = tick.length > self.window.saturating_mul(STOPPED_WINDOWS);
-        self.stopped_for = stopped.then_some(tick.length);
+        let unread = self.unread.take().is_some();
+        let gap = tick.length > self.window.saturating_mul(STOPPED_WINDOWS);
+        self.gap = gap.then(|| {
+            let seconds = tick.length.as_secs();
+            if unread {
+                format!("the counters could not be read for {seconds} s")
+            } else {
+                format!("the agent did not run for {seconds} s")
+            }
+        });
         let losing_before = self.losing.raised();
         // A single loss is worth saying at once; the counters tell the rest.
         if self.losing.step(tick.dropped > 0, 1, health.better_after) {
@@ -54,9 +76,13 @@ impl Node {
             state = state.max(HealthState::Degraded);
             reasons.push(format!("{} events were dropped; counters stay exact", self.lost));
         }
-        if let Some(length) = self.stopped_for {
+        if let Some((blind, reason)) = &self.blind {
+            state = state.max(*blind);
+            reasons.push(reason.clone());
+        }
+        for reason in self.unread.iter().chain(&self.gap) {
             state = state.max(HealthState::Unknown);
-            reasons.push(format!("the agent did not run for {} s", length.as_secs()));
+            reasons.push(reason.clone());
         }
         for (count, word) in [(unhealthy, "unhealthy"), (degraded, "degraded")] {
             match count {

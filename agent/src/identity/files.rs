@@ -7,11 +7,11 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{Read, Seek};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::event::Dev;
 use crate::event::decode::RawWrite;
+use crate::privilege::links::Links;
 
 /// Files whose path is remembered, for records that do not carry it.
 const REMEMBERED_MAX: usize = 4096;
@@ -21,10 +21,14 @@ const GONE_MOUNTS_MAX: usize = 1024;
 /// Names files.
 pub struct Files {
     proc: PathBuf,
+    links: Links,
     mounts: Vec<Mount>,
     table: Option<File>,
-    known: HashMap<(Dev, u64), Box<str>>,
+    known: HashMap<Key, Box<str>>,
 }
+
+/// A file: device, inode number, and the generation that tells it from the one that had the number before.
+type Key = (Dev, u64, u32);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Mount {
@@ -36,16 +40,16 @@ struct Mount {
 }
 
 impl Files {
-    /// Names files by the mount table and descriptors of this procfs.
+    /// Names files by the mount table and descriptors of this procfs; descriptors are looked at by `links`.
     #[must_use]
-    pub fn new(proc: &Path) -> Self {
-        Self { proc: proc.to_path_buf(), mounts: Vec::new(), table: None, known: HashMap::new() }
+    pub fn new(proc: &Path, links: Links) -> Self {
+        Self { proc: proc.to_path_buf(), links, mounts: Vec::new(), table: None, known: HashMap::new() }
     }
 
     /// The path of the file that was written. `None` when nobody knows it any more.
     pub fn path(&mut self, write: &RawWrite, pid: Option<u32>) -> Option<Box<str>> {
         self.follow_mounts();
-        let key = (write.dev, write.inode);
+        let key = (write.dev, write.inode, write.generation);
         let found = match &write.path_in_fs {
             Some(below) => join(&self.mounts, write.dev, below),
             None => match self.known.get(&key) {
@@ -82,9 +86,9 @@ impl Files {
                 let of = |mount: &&Mount| mount.dev == dev;
                 self.mounts.iter().filter(of).eq(now.iter().filter(of))
             };
-            let devices: HashSet<Dev> = self.known.keys().map(|(dev, _)| *dev).collect();
+            let devices: HashSet<Dev> = self.known.keys().map(|(dev, ..)| *dev).collect();
             let stay: HashSet<Dev> = devices.into_iter().filter(|dev| stays(*dev)).collect();
-            self.known.retain(|(dev, _), _| stay.contains(dev));
+            self.known.retain(|(dev, ..), _| stay.contains(dev));
             self.mounts = with_gone(now, &self.mounts);
         }
         self.table = Some(table);
@@ -96,13 +100,9 @@ impl Files {
 
     fn of_descriptor(&self, write: &RawWrite, pid: u32) -> Option<Box<str>> {
         let link = self.proc.join(format!("{pid}/fd/{}", write.fd));
-        let found = std::fs::metadata(&link).ok()?;
+        let target = self.links.look(&link)?;
         // The descriptor may be another file's by now.
-        if found.ino() != write.inode {
-            return None;
-        }
-        let path = std::fs::read_link(&link).ok()?;
-        Some(path.to_string_lossy().into())
+        (target.inode == write.inode).then(|| target.path.to_string_lossy().into())
     }
 }
 
@@ -195,7 +195,7 @@ mod tests {
 
     #[test]
     fn this_host_has_mounts() {
-        let mut files = Files::new(Path::new("/proc"));
+        let mut files = Files::new(Path::new("/proc"), Links::here());
         files.follow_mounts();
         assert!(files.table.is_some() && !files.mounts.is_empty());
     }

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use crate::event::{IdentityTotals, Task};
+use crate::privilege::links::Links;
 
 /// What is known of a process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,6 +39,7 @@ const TRUSTED_NS: u64 = 10_000_000_000;
 /// Remembers processes.
 pub struct Processes {
     proc: PathBuf,
+    links: Links,
     known: HashMap<u32, Known>,
     bytes: usize,
     bytes_max: usize,
@@ -49,14 +51,15 @@ pub struct Processes {
 }
 
 impl Processes {
-    /// Remembers in at most `bytes_max` bytes, reading from this procfs. `slept_ns` is CLOCK_BOOTTIME less
-    /// CLOCK_MONOTONIC.
+    /// Remembers in at most `bytes_max` bytes, reading from this procfs; programs are looked at by `links`.
+    /// `slept_ns` is CLOCK_BOOTTIME less CLOCK_MONOTONIC.
     #[must_use]
-    pub fn new(proc: PathBuf, bytes_max: u64, slept_ns: u64) -> Self {
+    pub fn new(proc: PathBuf, links: Links, bytes_max: u64, slept_ns: u64) -> Self {
         let bytes_max = usize::try_from(bytes_max).unwrap_or(usize::MAX);
         // USER_HZ, which is 100 on every architecture that is built for.
         let ticks_per_s = 100;
-        Self { proc, known: HashMap::new(), bytes: 0, bytes_max, uses: 0, evicted: 0, slept_ns, ticks_per_s }
+        let known = HashMap::new();
+        Self { proc, links, known, bytes: 0, bytes_max, uses: 0, evicted: 0, slept_ns, ticks_per_s }
     }
 
     /// Takes in a record's task, which was in the cgroup with this key at that time.
@@ -108,8 +111,8 @@ impl Processes {
         match started {
             Some((parent_pid, _)) => {
                 process.parent_pid = Some(parent_pid);
-                let exe = std::fs::read_link(self.proc.join(format!("{pid}/exe"))).ok();
-                process.exe = exe.and_then(|exe| exe.to_str().map(Into::into));
+                let exe = self.links.look(&self.proc.join(format!("{pid}/exe")));
+                process.exe = exe.and_then(|exe| exe.path.to_str().map(Into::into));
             }
             // It is gone, and what was read while it lived holds, if it is the same one.
             None => {
@@ -175,18 +178,25 @@ mod tests {
         format!("7 (a) b) S 5 {} {started} 0 0", "0 ".repeat(17).trim_end())
     }
 
+    fn program(folder: &std::path::Path, name: &str) -> Box<str> {
+        let path = folder.join(name);
+        std::fs::write(&path, "").unwrap();
+        path.to_str().unwrap().into()
+    }
+
     #[test]
     fn a_process_is_known_after_its_end() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("7")).unwrap();
         std::fs::write(folder.path().join("7/stat"), stat(100)).unwrap();
-        std::os::unix::fs::symlink("/usr/bin/web", folder.path().join("7/exe")).unwrap();
-        let mut processes = Processes::new(folder.path().to_path_buf(), 1 << 20, 0);
+        let program = program(folder.path(), "web");
+        std::os::unix::fs::symlink(&*program, folder.path().join("7/exe")).unwrap();
+        let mut processes = Processes::new(folder.path().to_path_buf(), Links::here(), 1 << 20, 0);
         processes.note(&task(7, "web"), Some(3), 2_000_000_000);
         std::fs::remove_dir_all(folder.path().join("7")).unwrap();
         processes.note(&task(7, "web-2"), Some(3), 3_000_000_000);
         let process = processes.get(7).unwrap();
-        assert_eq!((process.exe.as_deref(), process.parent_pid), (Some("/usr/bin/web"), Some(5)));
+        assert_eq!((&process.exe, process.parent_pid), (&Some(program), Some(5)));
         assert_eq!((process.comm.as_deref(), process.cgroup_key), (Some("web-2"), Some(3)));
         assert_eq!(processes.get(8), None);
     }
@@ -197,17 +207,18 @@ mod tests {
         std::fs::create_dir(folder.path().join("7")).unwrap();
         // It started 3 s after boot; the record is of 2 s after boot.
         std::fs::write(folder.path().join("7/stat"), stat(300)).unwrap();
-        std::os::unix::fs::symlink("/usr/bin/other", folder.path().join("7/exe")).unwrap();
-        let mut processes = Processes::new(folder.path().to_path_buf(), 1 << 20, 0);
+        let program = program(folder.path(), "other");
+        std::os::unix::fs::symlink(&*program, folder.path().join("7/exe")).unwrap();
+        let mut processes = Processes::new(folder.path().to_path_buf(), Links::here(), 1 << 20, 0);
         processes.note(&task(7, "web"), Some(3), 2_000_000_000);
         assert_eq!(processes.get(7).unwrap().exe, None);
         processes.note(&task(7, "other"), Some(4), 4_000_000_000);
-        assert_eq!(processes.get(7).unwrap().exe.as_deref(), Some("/usr/bin/other"));
+        assert_eq!(processes.get(7).unwrap().exe, Some(program));
     }
 
     #[test]
     fn the_longest_unused_go_first_and_are_counted() {
-        let mut processes = Processes::new("/nonexistent".into(), 16 * 1024, 0);
+        let mut processes = Processes::new("/nonexistent".into(), Links::here(), 16 * 1024, 0);
         for pid in 1..=1000 {
             processes.note(&task(pid, "load"), Some(1), NOW);
         }

@@ -8,7 +8,6 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aya::Ebpf;
 use aya::maps::{MapData, PerCpuArray, RingBuf};
 use galen_common::cgroup::{CGROUP_PATH_BYTES, CgroupChangeKind, CgroupChangeRecord, change_counts};
 use galen_common::map_names;
@@ -19,9 +18,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::KernelError;
-use super::counters::Counters;
 use super::host::Offers;
-use super::ladder::{attach_program, lacks, name};
+use super::ladder::{Attaching, attach_programs, lacks, name};
 use super::layout::{CGROUP_FIELDS, CGROUP_NEEDS, value_of};
 use super::wire::{ChangeCounts, Wire};
 use crate::config::Variant;
@@ -116,14 +114,9 @@ impl CgroupChanges {
     ///
     /// # Errors
     /// When the object has no such maps.
-    pub(super) fn attach(
-        ebpf: &mut Ebpf,
-        forced: Variant,
-        offers: &Offers,
-        counters: &mut Counters,
-    ) -> Result<Self, KernelError> {
+    pub(super) fn attach(host: &mut Attaching<'_>, forced: Variant) -> Result<Self, KernelError> {
         let mut take = |name: &'static str| {
-            ebpf.take_map(name).ok_or(KernelError::MissingMap(name)).map(|map| (name, map))
+            host.ebpf.take_map(name).ok_or(KernelError::MissingMap(name)).map(|map| (name, map))
         };
         let failed =
             |name| move |error: aya::maps::MapError| KernelError::Map { name, error: error.to_string() };
@@ -140,13 +133,13 @@ impl CgroupChanges {
             if forced != Variant::Auto && forced != *variant {
                 continue;
             }
-            let attached = missing(*variant, offers).map_or(Ok(()), Err).and_then(|()| {
-                programs.iter().try_for_each(|(program, hooks)| {
-                    attach_program(ebpf, program, hooks, "cgroup", offers, counters)
-                })
-            });
+            let attached = match missing(*variant, host.offers) {
+                Some(lack) => Err(lack),
+                None => attach_programs(host, programs, "cgroup"),
+            };
             match attached {
-                Ok(()) => {
+                Ok(attached) => {
+                    host.counters.watch_programs(attached);
                     changes.variant = name(*variant);
                     break;
                 }

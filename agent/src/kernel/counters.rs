@@ -1,6 +1,6 @@
 //! The kernel's exact counters, read as a whole.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::fd::AsRawFd;
 
@@ -102,8 +102,8 @@ impl Counters {
         Ok(())
     }
 
-    pub(super) fn watch_program(&mut self, name: &str, fd: ProgramFd) {
-        self.programs.push((name.to_owned(), fd));
+    pub(super) fn watch_programs(&mut self, programs: Vec<(String, ProgramFd)>) {
+        self.programs.extend(programs);
     }
 
     /// Reads everything.
@@ -146,8 +146,19 @@ impl Counters {
         Ok(all)
     }
 
-    /// Forgets the counters of a cgroup that is gone, so that others find room.
-    pub fn forget(&mut self, cgroup_id: u64, shards: u64) {
+    /// Forgets the counters of cgroups that are gone, so that others find room.
+    pub fn forget(&mut self, gone: &HashSet<u64>, shards: u64) {
+        let errors: Vec<_> =
+            self.errors.keys().flatten().filter(|Wire(key)| gone.contains(&key.cgroup_id)).collect();
+        for key in errors {
+            let _ = self.errors.remove(&key);
+        }
+        for cgroup_id in gone {
+            self.forget_stats(*cgroup_id, shards);
+        }
+    }
+
+    fn forget_stats(&mut self, cgroup_id: u64, shards: u64) {
         for shard in 0..shards {
             let key = Wire(CgroupKey { cgroup_id, shard });
             let mut last = CgroupCounters::default();
@@ -182,6 +193,7 @@ impl Counters {
                     program: name.clone(),
                     run_time_ns: field("run_time_ns:"),
                     runs: field("run_cnt:"),
+                    missed_runs: field("recursion_misses:"),
                 }
             })
             .collect()

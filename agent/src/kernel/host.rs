@@ -7,6 +7,7 @@ use aya::Btf;
 use super::layout::{self, BtfLayout, Settings};
 use super::tracefs;
 use crate::config::{self, Variant};
+use crate::privilege::capabilities;
 
 /// What there is.
 pub struct Offers {
@@ -42,7 +43,6 @@ impl Offers {
             Err(reason) => Err(reason),
         };
         let oom_emit_alone = layout::first_missing(&settings, layout::OOM_FIELDS).is_some();
-        settings.push(("OOM_EMIT_ALONE", u64::from(oom_emit_alone)));
         Self { btf, types, settings, tracefs, mark_victim_has_task, oom_emit_alone }
     }
 
@@ -86,27 +86,10 @@ pub(super) fn own_pid(proc: &Path) -> u64 {
     pid.unwrap_or_else(|| u64::from(std::process::id()))
 }
 
-/// Capabilities that loading and attaching need.
-const CAP_SYS_ADMIN: u32 = 21;
-const CAP_PERFMON: u32 = 38;
-const CAP_BPF: u32 = 39;
-
-/// The effective capabilities of this process, as the bit set of `/proc/self/status`.
-#[must_use]
-pub fn effective_capabilities() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    status
-        .lines()
-        .find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok())
-        .unwrap_or(0)
-}
-
 /// Whether this process may load and attach kernel programs at all.
 #[must_use]
 pub fn may_load() -> bool {
-    let effective = effective_capabilities();
-    let has = |capability: u32| effective & (1 << capability) != 0;
-    has(CAP_SYS_ADMIN) || (has(CAP_BPF) && has(CAP_PERFMON))
+    capabilities::effective().may_load()
 }
 
 /// The kernel's lockdown mode: `none`, `integrity`, `confidentiality`; `None` when it has none.

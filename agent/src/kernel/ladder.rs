@@ -5,10 +5,11 @@
 
 use aya::Ebpf;
 use aya::maps::Array;
-use aya::programs::{BtfTracePoint, Program, ProgramError, RawTracePoint, TracePoint};
+use aya::programs::{BtfTracePoint, Program, ProgramError, ProgramFd, RawTracePoint, TracePoint};
 use galen_common::accounting::Probe;
 
 use galen_common::map_names;
+use galen_common::oom_kill::oom_pairing;
 
 use super::counters::Counters;
 use super::host::Offers;
@@ -60,7 +61,8 @@ pub(super) const fn rungs(probe: Probe) -> &'static [Rung] {
         ],
         // Not the most modern first, but the cheapest: a classic tracepoint of a system call costs the calls it
         // does not watch a third of what a raw one does, and a node makes far more of those than writes
-        // (docs/benchmarks.md). In each, the exit first: a write that is under way while they attach has no start and is not counted.
+        // (docs/benchmarks.md). In each, the exit first: a write that is under way while they attach has no
+        // start and is not counted.
         Probe::FileWrite => &[
             Rung {
                 variant: Variant::Tracepoint,
@@ -96,13 +98,20 @@ pub(super) const fn rungs(probe: Probe) -> &'static [Rung] {
 
 const OOM_MARK: (&str, &[&str]) = ("oom_kill_mark", &["mark_victim"]);
 
+/// What attaching needs.
+pub(super) struct Attaching<'a> {
+    /// The loaded object.
+    pub ebpf: &'a mut Ebpf,
+    /// What this host offers.
+    pub offers: &'a Offers,
+    /// Takes the programs whose cost is to be known.
+    pub counters: &'a mut Counters,
+    /// Returns when there are rings: an event of an attached program without one would be dropped.
+    pub until_rings: &'a dyn Fn(),
+}
+
 /// Attaches the best rung of every enabled probe.
-pub(super) fn attach_all(
-    ebpf: &mut Ebpf,
-    kernel: &config::Kernel,
-    offers: &Offers,
-    counters: &mut Counters,
-) -> Vec<ProbeInfo> {
+pub(super) fn attach_all(host: &mut Attaching<'_>, kernel: &config::Kernel) -> Vec<ProbeInfo> {
     Probe::ALL
         .into_iter()
         .map(|probe| {
@@ -120,7 +129,7 @@ pub(super) fn attach_all(
                 if kernel.variant != Variant::Auto && kernel.variant != rung.variant {
                     continue;
                 }
-                match attach(ebpf, probe, rung, offers, counters) {
+                match attach(host, probe, rung) {
                     Ok(hook) => {
                         info.hook = hook;
                         info.variant = name(rung.variant);
@@ -200,114 +209,127 @@ fn moved(offers: &Offers, fields: &[&str]) -> Option<String> {
         .map(|_| "the records of this kernel's system call tracepoints have another layout".to_owned())
 }
 
-fn attach(
-    ebpf: &mut Ebpf,
-    probe: Probe,
-    rung: &Rung,
-    offers: &Offers,
-    counters: &mut Counters,
-) -> Result<String, String> {
-    if let Some(lack) = missing(probe, rung.variant, offers) {
+fn attach(host: &mut Attaching<'_>, probe: Probe, rung: &Rung) -> Result<String, String> {
+    if let Some(lack) = missing(probe, rung.variant, host.offers) {
         return Err(lack);
     }
     if probe == Probe::OomKill {
-        return attach_oom(ebpf, rung, offers, counters);
+        return attach_oom(host, rung);
     }
-    for (program, hooks) in rung.programs {
-        attach_program(ebpf, program, hooks, category(probe, rung.variant), offers, counters)?;
-    }
+    let attached = attach_programs(host, rung.programs, category(probe))?;
+    host.counters.watch_programs(attached);
     Ok(rung.hook.to_owned())
 }
 
-const fn category(probe: Probe, variant: Variant) -> &'static str {
-    match (probe, variant) {
-        (Probe::TcpConnect, _) => "sock",
-        (Probe::FileWrite, _) => "syscalls",
-        (Probe::OomKill, _) => "oom",
+const fn category(probe: Probe) -> &'static str {
+    match probe {
+        Probe::TcpConnect => "sock",
+        Probe::FileWrite => "syscalls",
+        Probe::OomKill => "oom",
     }
 }
 
 /// The identity program, and the one for the victim's memory. The second to be called makes the record with
 /// what the first left. That is mostly the order of attaching; the classic tracepoint is called first where
 /// somebody else follows it already.
-fn attach_oom(
-    ebpf: &mut Ebpf,
-    rung: &Rung,
-    offers: &Offers,
-    counters: &mut Counters,
-) -> Result<String, String> {
-    if rung.variant != Variant::Tracepoint && !offers.mark_victim_has_task {
+fn attach_oom(host: &mut Attaching<'_>, rung: &Rung) -> Result<String, String> {
+    if rung.variant != Variant::Tracepoint && !host.offers.mark_victim_has_task {
         return Err("on this kernel the tracepoint has the victim's number but not its task".to_owned());
     }
-    for (program, hooks) in rung.programs {
-        attach_program(ebpf, program, hooks, "oom", offers, counters)?;
-    }
-    if rung.variant == Variant::Tracepoint || !offers.oom_emit_alone {
-        attach_program(ebpf, OOM_MARK.0, OOM_MARK.1, "oom", offers, counters)?;
-    }
-    if rung.variant != Variant::Tracepoint && !offers.oom_emit_alone {
-        let map = ebpf.map_mut(map_names::OOM_PAIRED).ok_or("the object has no map `OOM_PAIRED`")?;
-        let mut paired: Array<_, u32> = Array::try_from(map).map_err(|error| chain(&error))?;
-        paired.set(0, 1, 0).map_err(|error| chain(&error))?;
-    }
-    Ok(if rung.variant != Variant::Tracepoint && offers.oom_emit_alone {
-        format!("{} (without the victim's memory: no classic tracepoint)", rung.hook)
+    let mut attached = attach_programs(host, rung.programs, "oom")?;
+    let mark = if host.offers.oom_emit_alone {
+        Err("the tracepoint's format is not to be read".to_owned())
     } else {
-        rung.hook.to_owned()
-    })
+        attach_programs(host, &[OOM_MARK], "oom")
+    };
+    let (state, hook) = match mark {
+        Ok(mark) => {
+            attached.extend(mark);
+            (oom_pairing::PAIRED, rung.hook.to_owned())
+        }
+        Err(reason) if rung.variant == Variant::Tracepoint => return Err(reason),
+        Err(reason) => (oom_pairing::ALONE, format!("{} (without the victim's memory: {reason})", rung.hook)),
+    };
+    if rung.variant != Variant::Tracepoint {
+        let map = host.ebpf.map_mut(map_names::OOM_PAIRING).ok_or("the object has no map `OOM_PAIRING`")?;
+        let mut pairing: Array<_, u32> = Array::try_from(map).map_err(|error| chain(&error))?;
+        pairing.set(0, state, 0).map_err(|error| chain(&error))?;
+    }
+    host.counters.watch_programs(attached);
+    Ok(hook)
 }
 
-/// Loads a program and attaches it to these hooks.
+/// Loads these programs and attaches each to its hooks: all of them, or none.
 ///
 /// # Errors
 /// The kernel's reason, in one line.
-pub(super) fn attach_program(
-    ebpf: &mut Ebpf,
-    name: &str,
-    hooks: &[&str],
+pub(super) fn attach_programs(
+    host: &mut Attaching<'_>,
+    programs: &[(&str, &[&str])],
     category: &str,
-    offers: &Offers,
-    counters: &mut Counters,
-) -> Result<(), String> {
-    let program = ebpf.program_mut(name).ok_or_else(|| format!("the object has no program `{name}`"))?;
-    load_and_attach(program, hooks, category, offers).map_err(|error| explain(&error))?;
-    if let Ok(fd) = program.fd()
-        && let Ok(fd) = fd.try_clone()
-    {
-        counters.watch_program(name, fd);
+) -> Result<Vec<(String, ProgramFd)>, String> {
+    let done = try_programs(host, programs, category);
+    if done.is_err() {
+        // What is attached already would cost its calls and count for nobody.
+        for (name, _) in programs {
+            // Of one that was not loaded there is nothing to take down.
+            let _ = match host.ebpf.program_mut(name) {
+                Some(Program::BtfTracePoint(program)) => program.unload(),
+                Some(Program::RawTracePoint(program)) => program.unload(),
+                Some(Program::TracePoint(program)) => program.unload(),
+                _ => Ok(()),
+            };
+        }
     }
-    Ok(())
+    done
 }
 
-fn load_and_attach(
-    program: &mut Program,
-    hooks: &[&str],
+fn try_programs(
+    host: &mut Attaching<'_>,
+    programs: &[(&str, &[&str])],
     category: &str,
-    offers: &Offers,
-) -> Result<(), ProgramError> {
-    match program {
-        Program::BtfTracePoint(program) => {
-            let Ok(btf) = &offers.btf else { return Err(ProgramError::NotLoaded) };
-            for hook in hooks {
-                BtfTracePoint::load(program, hook, btf)?;
-                program.attach()?;
-            }
+) -> Result<Vec<(String, ProgramFd)>, String> {
+    let mut loaded = Vec::new();
+    for (name, hooks) in programs {
+        let program =
+            host.ebpf.program_mut(name).ok_or_else(|| format!("the object has no program `{name}`"))?;
+        load(program, hooks, host.offers).map_err(|error| explain(&error))?;
+        if let Ok(fd) = program.fd()
+            && let Ok(fd) = fd.try_clone()
+        {
+            loaded.push(((*name).to_owned(), fd));
         }
-        Program::RawTracePoint(program) => {
-            RawTracePoint::load(program)?;
-            for hook in hooks {
-                program.attach(hook)?;
-            }
-        }
-        Program::TracePoint(program) => {
-            TracePoint::load(program)?;
-            for hook in hooks {
-                program.attach(category, hook)?;
-            }
-        }
-        _ => return Err(ProgramError::UnexpectedProgramType),
     }
-    Ok(())
+    (host.until_rings)();
+    for (name, hooks) in programs {
+        let Some(program) = host.ebpf.program_mut(name) else { continue };
+        for hook in *hooks {
+            attach_to(program, hook, category).map_err(|error| explain(&error))?;
+        }
+    }
+    Ok(loaded)
+}
+
+fn load(program: &mut Program, hooks: &[&str], offers: &Offers) -> Result<(), ProgramError> {
+    match program {
+        Program::BtfTracePoint(program) => match (&offers.btf, hooks) {
+            // The type of the hook is part of such a program, so it has one.
+            (Ok(btf), [hook]) => BtfTracePoint::load(program, hook, btf),
+            _ => Err(ProgramError::NotLoaded),
+        },
+        Program::RawTracePoint(program) => RawTracePoint::load(program),
+        Program::TracePoint(program) => TracePoint::load(program),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}
+
+fn attach_to(program: &mut Program, hook: &str, category: &str) -> Result<(), ProgramError> {
+    match program {
+        Program::BtfTracePoint(program) => program.attach().map(|_| ()),
+        Program::RawTracePoint(program) => program.attach(hook).map(|_| ()),
+        Program::TracePoint(program) => program.attach(category, hook).map(|_| ()),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
 }
 
 /// The kernel's reason in one line: of a verifier's log, the last words.

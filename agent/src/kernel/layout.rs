@@ -35,6 +35,7 @@ const MEMBERS: &[(&str, &str, &str)] = &[
     ("OFF_INODE_MODE", "inode", "i_mode"),
     ("OFF_INODE_INO", "inode", "i_ino"),
     ("OFF_INODE_SB", "inode", "i_sb"),
+    ("OFF_INODE_GENERATION", "inode", "i_generation"),
     ("OFF_SB_DEV", "super_block", "s_dev"),
     ("OFF_DENTRY_PARENT", "dentry", "d_parent"),
     ("OFF_DENTRY_NAME", "dentry", "d_name.name"),
@@ -53,15 +54,40 @@ const MEMBERS: &[(&str, &str, &str)] = &[
 ];
 
 /// Members without which a subject's typed or raw programs cannot tell the truth.
-pub const CONNECT_NEEDS: &[&str] = &["OFF_SK_FAMILY", "OFF_SK_DADDR", "OFF_SK_PROTOCOL", "OFF_SK_ERR"];
+pub const CONNECT_NEEDS: &[&str] = &[
+    "OFF_SK_FAMILY",
+    "OFF_SK_DADDR",
+    "OFF_SK_SADDR",
+    "OFF_SK_DPORT",
+    "OFF_SK_NUM",
+    "OFF_SK_PROTOCOL",
+    "OFF_SK_ERR",
+];
 /// As [`CONNECT_NEEDS`].
-pub const WRITE_NEEDS: &[&str] =
-    &["OFF_TASK_FILES", "OFF_FILES_FDT", "OFF_FDT_FD", "OFF_FILE_INODE", "OFF_INODE_MODE", "OFF_SB_DEV"];
+pub const WRITE_NEEDS: &[&str] = &[
+    "OFF_TASK_FILES",
+    "OFF_FILES_FDT",
+    "OFF_FDT_FD",
+    "OFF_FDT_MAX_FDS",
+    "OFF_FILE_INODE",
+    "OFF_INODE_MODE",
+    "OFF_INODE_INO",
+    "OFF_INODE_SB",
+    "OFF_SB_DEV",
+];
 /// As [`CONNECT_NEEDS`].
 pub const CGROUP_NEEDS: &[&str] =
     &["OFF_CGROUP_KN", "OFF_KN_ID", "OFF_CGROUP_ROOT", "OFF_CGROUP_ROOT_HIERARCHY"];
 /// As [`CONNECT_NEEDS`].
-pub const OOM_NEEDS: &[&str] = &["OFF_TASK_TGID", "OFF_TASK_CGROUPS", "OFF_KN_ID"];
+pub const OOM_NEEDS: &[&str] = &[
+    "OFF_TASK_TGID",
+    "OFF_TASK_PID",
+    "OFF_TASK_COMM",
+    "OFF_TASK_CRED",
+    "OFF_CRED_UID",
+    "OFF_TASK_CGROUPS",
+    "OFF_KN_ID",
+];
 
 /// Setting, category, tracepoint, field, size in bytes.
 const FIELDS: &[(&str, &str, &str, &str, u64)] = &[
@@ -94,8 +120,19 @@ const FIELDS: &[(&str, &str, &str, &str, u64)] = &[
 ];
 
 /// Fields without which the classic tracepoint of a subject cannot be used.
-pub const CONNECT_FIELDS: &[&str] =
-    &["OFF_TP_SKADDR", "OFF_TP_OLDSTATE", "OFF_TP_NEWSTATE", "OFF_TP_FAMILY", "OFF_TP_PROTOCOL"];
+pub const CONNECT_FIELDS: &[&str] = &[
+    "OFF_TP_SKADDR",
+    "OFF_TP_OLDSTATE",
+    "OFF_TP_NEWSTATE",
+    "OFF_TP_SPORT",
+    "OFF_TP_DPORT",
+    "OFF_TP_FAMILY",
+    "OFF_TP_PROTOCOL",
+    "OFF_TP_SADDR",
+    "OFF_TP_DADDR",
+    "OFF_TP_SADDR_V6",
+    "OFF_TP_DADDR_V6",
+];
 /// As [`CONNECT_FIELDS`].
 pub const WRITE_FIELDS: &[&str] = &["OFF_TP_FD", "OFF_TP_RET"];
 /// As [`CONNECT_FIELDS`].

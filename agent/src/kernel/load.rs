@@ -1,8 +1,11 @@
 //! Loading the object with this kernel's layout, and attaching what can be attached.
 
+use std::cell::RefCell;
+use std::path::Path;
 use std::sync::Arc;
 
 use aya::{Ebpf, EbpfLoader};
+use galen_common::file_write::WRITE_SLOTS_MAX;
 use galen_common::globals::{ABSENT, cgroup_source, emit};
 use galen_common::map_names;
 
@@ -65,7 +68,7 @@ pub struct Programs {
 }
 
 impl Core {
-    /// Loads and attaches. Must be called in a tokio runtime. A probe that finds no hook is in the report.
+    /// Loads and attaches. A probe that finds no hook is in the report.
     ///
     /// # Errors
     /// When not even the maps can be made: no rights, or no memory.
@@ -81,7 +84,10 @@ impl Core {
         // More copies than this cost more memory than the shared cache lines cost time.
         let shards = cpus.next_power_of_two().min(4);
 
+        let slots = write_slots(kernel, &host.proc);
         let mut settings = own_settings(kernel, hierarchies, rings, ring_bytes, shards);
+        settings.push(("WRITE_SLOT_MASK", u64::from(slots.count - 1)));
+        settings.push(("WRITE_SLOTS_SHARED", u64::from(slots.are_shared)));
         settings.push(("SELF_PID", host::own_pid(&host.proc)));
         settings.extend(layout::write_calls());
         settings.extend(offers.settings.iter().copied());
@@ -96,6 +102,7 @@ impl Core {
         loader
             .map_max_entries(map_names::CONNECT_STATS, stats_entries)
             .map_max_entries(map_names::WRITE_STATS, stats_entries)
+            .map_max_entries(map_names::WRITE_SLOTS, slots.count)
             .map_max_entries(map_names::TOUCHED_FILES, kernel.file_write.touched_files_max.max(1))
             .map_max_entries(DIAGNOSTICS_MAP, DIAGNOSTICS_BYTES)
             .map_max_entries(map_names::OOM_RING, u32::try_from(oom_ring_bytes).unwrap_or(65536));
@@ -121,13 +128,27 @@ impl Core {
         let mut counters = Counters::take(&mut ebpf)?;
         counters.prepare(u64::from(shards))?;
         // Each ring that is put into its map waits for a grace period of the kernel, some 15 ms, and the
-        // verifier takes about as long for the first program. An event in between is counted as `no_ring`.
+        // verifier takes about as long for the first program; attaching waits for both, since an event
+        // without a ring would be dropped.
         let (rings, report, cgroup_changes) = std::thread::scope(|scope| {
-            let creating = scope.spawn(|| Rings::create(outer, rings, ring_bytes));
-            let changes = CgroupChanges::attach(&mut ebpf, kernel.variant, &offers, &mut counters);
-            let report = ladder::attach_all(&mut ebpf, kernel, &offers, &mut counters);
+            let creating = RefCell::new(Some(scope.spawn(|| Rings::create(outer, rings, ring_bytes))));
+            let created = RefCell::new(None);
+            let until_rings = || {
+                if let Some(creating) = creating.take() {
+                    created.replace(creating.join().ok());
+                }
+            };
+            let mut host = ladder::Attaching {
+                ebpf: &mut ebpf,
+                offers: &offers,
+                counters: &mut counters,
+                until_rings: &until_rings,
+            };
+            let report = ladder::attach_all(&mut host, kernel);
+            let changes = CgroupChanges::attach(&mut host, kernel.variant);
+            until_rings();
             let lost = || Err(KernelError::Ring("making them ended in a panic".to_owned()));
-            (creating.join().unwrap_or_else(|_| lost()), Arc::new(report), changes)
+            (created.take().unwrap_or_else(lost), Arc::new(report), changes)
         });
         Ok(Self {
             rings: rings?,
@@ -140,6 +161,26 @@ impl Core {
             programs: Programs { _ebpf: ebpf },
         })
     }
+}
+
+struct WriteSlots {
+    /// A power of two.
+    count: u32,
+    /// Whether thread ids go beyond them.
+    are_shared: bool,
+}
+
+/// One for each thread id there can be, up to the limit. `pid_max` (proc_sys_kernel(5)) may be raised while
+/// the agent runs, so only a limit of the kernel's own makes them unshared for ever; one that is lower now
+/// is taken as it is, and docs/kernel.md says so.
+fn write_slots(kernel: &config::Kernel, proc: &Path) -> WriteSlots {
+    let ids: u32 = std::fs::read_to_string(proc.join("sys/kernel/pid_max"))
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(u32::MAX);
+    let count = ids.clamp(1, kernel.file_write.slots_max.clamp(1, WRITE_SLOTS_MAX));
+    let count = if count.is_power_of_two() { count } else { count.next_power_of_two() / 2 };
+    WriteSlots { count, are_shared: ids > count }
 }
 
 /// What the configuration and the host's shape decide.

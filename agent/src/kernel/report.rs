@@ -39,6 +39,9 @@ pub struct ProgramTotals {
     pub run_time_ns: u64,
     /// Times it ran.
     pub runs: u64,
+    /// Runs that the kernel left out, as the program, or one like it, was running on that CPU: events that are in no
+    /// counter.
+    pub missed_runs: u64,
 }
 
 /// Which hook a probe uses.

@@ -1,6 +1,6 @@
 //! The exact counters with names, as totals for `/metrics` and as windows for health and faults.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -8,8 +8,10 @@ use std::time::Duration;
 use galen_common::histogram::{BUCKETS, bucket_range};
 
 use super::fates::Fates;
-use crate::event::IdentityTotals;
-use crate::event::{CgroupTotals, Errno, Identity, OomScope, Probe, SubjectWindow, Tick, Totals, WallTime};
+use crate::event::{
+    CgroupTotals, Errno, Identity, IdentityTotals, OomScope, Probe, ProbeFates, SubjectWindow, Tick, Totals,
+    WallTime,
+};
 use crate::identity::cri::CriCounts;
 use crate::identity::{Cgroups, Processes};
 use crate::kernel::{CgroupCounters, Counters, KernelError, Reading, Report};
@@ -33,6 +35,8 @@ pub struct Book {
     pub fates: Fates,
     report: Report,
     slow_write_ns: u64,
+    /// OOM kills by cgroup and scope; apart, so that a reading of the counters never holds up one.
+    oom_kills: Mutex<OomKills>,
     inner: Mutex<Inner>,
 }
 
@@ -45,13 +49,21 @@ pub struct Changes {
     pub scans: AtomicU64,
 }
 
+/// One reading for health and faults, and what became of each probe's events.
+pub(super) type Window = Result<(Tick, Vec<ProbeFates>), KernelError>;
+
+/// Kills that were told.
+#[derive(Clone, Debug, Default)]
+struct OomKills {
+    by_cgroup: HashMap<u64, [u64; 3]>,
+    /// Those of cgroups that were forgotten.
+    forgotten: u64,
+}
+
 struct Inner {
     counters: Option<Counters>,
     shards: u64,
     previous: HashMap<u64, Previous>,
-    oom_kills: HashMap<u64, [u64; 3]>,
-    /// Kills of cgroups that were forgotten.
-    oom_kills_forgotten: u64,
     read_at: Duration,
     dropped: u64,
     readings: u32,
@@ -88,12 +100,11 @@ impl Book {
             fates: Fates::default(),
             report,
             slow_write_ns: u64::try_from(slow_write.as_nanos()).unwrap_or(u64::MAX),
+            oom_kills: Mutex::default(),
             inner: Mutex::new(Inner {
                 counters,
                 shards,
                 previous: HashMap::new(),
-                oom_kills: HashMap::new(),
-                oom_kills_forgotten: 0,
                 read_at: now_mono,
                 dropped: 0,
                 readings: 0,
@@ -102,11 +113,11 @@ impl Book {
     }
 
     /// Counts an OOM kill under its cgroup, by the cgroup's key.
-    pub fn count_oom_kill(&self, cgroup_id: u64, scope: OomScope) {
-        let mut inner = lock(&self.inner);
+    pub fn count_oom_kill(&self, cgroup_key: u64, scope: OomScope) {
+        let kills = &mut lock(&self.oom_kills).by_cgroup;
         // As bounded as everything else: beyond the limit the kills stay in the node's total.
-        if inner.oom_kills.len() < 8192 || inner.oom_kills.contains_key(&cgroup_id) {
-            inner.oom_kills.entry(cgroup_id).or_default()[scope as usize] += 1;
+        if kills.len() < 8192 || kills.contains_key(&cgroup_key) {
+            kills.entry(cgroup_key).or_default()[scope as usize] += 1;
         }
     }
 
@@ -122,22 +133,19 @@ impl Book {
         };
         let mut reading = counters.read()?;
         let programs = counters.programs();
-        let fates: Vec<_> = Probe::ALL
-            .iter()
-            .map(|probe| self.fates.balance(*probe, &reading.fates[*probe as usize]))
-            .collect();
-        for id in inner.oom_kills.keys() {
+        let fates = self.balances(&reading);
+        // After the fates: a kill is counted here before it counts as delivered, so none seems nameless.
+        let oom_kills = lock(&self.oom_kills).clone();
+        for id in oom_kills.by_cgroup.keys() {
             reading.cgroups.entry(*id).or_default();
         }
         let mut cgroups: Vec<CgroupTotals> = Vec::with_capacity(reading.cgroups.len());
         for (id, counts) in reading.cgroups {
-            let kills = inner.oom_kills.get(&id).copied().unwrap_or_default();
+            let kills = oom_kills.by_cgroup.get(&id).copied().unwrap_or_default();
             cgroups.push(named(self.identity(id), counts, kills));
         }
-        // Kills whose record was lost have no name, but they did happen.
-        let told: u64 = inner.oom_kills.values().flatten().sum::<u64>() + inner.oom_kills_forgotten;
-        let oom = &fates[Probe::OomKill as usize];
-        let lost = (oom.seen - oom.delivered).max(oom.delivered.saturating_sub(told));
+        let told = oom_kills.by_cgroup.values().flatten().sum::<u64>() + oom_kills.forgotten;
+        let lost = nameless_kills(&fates[Probe::OomKill as usize], told);
         if lost > 0 {
             let mut unnamed = named(Arc::default(), CgroupCounters::default(), [0; 3]);
             unnamed.oom_kills.push((OomScope::Unknown, lost));
@@ -152,20 +160,13 @@ impl Book {
     ///
     /// # Errors
     /// When the kernel refuses to hand out the counters.
-    pub fn tick(
-        &self,
-        now_mono: Duration,
-        time: WallTime,
-    ) -> Result<(Tick, Vec<crate::event::ProbeFates>), KernelError> {
+    pub(super) fn tick(&self, now_mono: Duration, time: WallTime) -> Window {
         let mut inner = lock(&self.inner);
         let reading = match &inner.counters {
             Some(counters) => counters.read()?,
             None => Reading::default(),
         };
-        let fates: Vec<_> = Probe::ALL
-            .iter()
-            .map(|probe| self.fates.balance(*probe, &reading.fates[*probe as usize]))
-            .collect();
+        let fates = self.balances(&reading);
         let length = now_mono.saturating_sub(inner.read_at);
         inner.read_at = now_mono;
         let mut subjects = Vec::new();
@@ -185,31 +186,48 @@ impl Book {
         Ok((Tick { time_mono: now_mono, time, length, subjects, dropped: newly_dropped }, fates))
     }
 
+    /// What became of each probe's events, in the order of [`Probe::ALL`].
+    fn balances(&self, reading: &Reading) -> Vec<ProbeFates> {
+        let balance = |probe| self.fates.balance(probe, &reading.fates[probe as usize]);
+        Probe::ALL.into_iter().map(balance).collect()
+    }
+
     /// Gives up what is kept of cgroups that are gone, once their time as tombstones is over: by then their
     /// counters were read many times.
     fn sweep(&self, inner: &mut Inner) {
+        let gone = self.long_gone(&inner.previous);
+        inner.previous.retain(|id, _| !gone.contains(id));
+        let shards = inner.shards;
+        if let Some(counters) = &mut inner.counters
+            && !gone.is_empty()
+        {
+            counters.forget(&gone, shards);
+        }
+        let previous = &inner.previous;
         let mut cgroups = lock(&self.cgroups);
-        let quiet = |previous: &Previous| previous.quiet_readings >= LOOK_AFTER_READINGS;
-        for (id, _) in inner.previous.iter().filter(|(id, previous)| **id != 0 && quiet(previous)) {
-            cgroups.is_alive(*id);
-        }
-        let counted = inner.previous.iter().filter(|(_, previous)| previous.quiet_readings > 0);
-        let counted = counted.map(|(id, _)| *id).filter(|id| *id != 0);
-        let gone: Vec<u64> = counted.filter(|id| cgroups.is_long_gone(*id)).collect();
-        for id in gone {
-            inner.previous.remove(&id);
-            let shards = inner.shards;
-            if let Some(counters) = &mut inner.counters {
-                counters.forget(id, shards);
-            }
-        }
-        let Inner { previous, oom_kills, oom_kills_forgotten, .. } = inner;
-        oom_kills.retain(|id, kills| {
+        let mut kills = lock(&self.oom_kills);
+        let OomKills { by_cgroup, forgotten } = &mut *kills;
+        by_cgroup.retain(|id, kills| {
             let keeps = *id == 0 || previous.contains_key(id) || !cgroups.is_long_gone(*id);
-            *oom_kills_forgotten += if keeps { 0 } else { kills.iter().sum() };
+            *forgotten += if keeps { 0 } else { kills.iter().sum() };
             keeps
         });
-        cgroups.expire(|id| previous.contains_key(&id) || oom_kills.contains_key(&id));
+        cgroups.expire(|id| previous.contains_key(&id) || by_cgroup.contains_key(&id));
+    }
+
+    /// Which of these are gone since longer than tombstones are kept, and do nothing any more.
+    fn long_gone(&self, previous: &HashMap<u64, Previous>) -> HashSet<u64> {
+        let mut cgroups = lock(&self.cgroups);
+        let mut gone = HashSet::new();
+        for (id, previous) in previous.iter().filter(|(id, _)| **id != 0) {
+            if previous.quiet_readings >= LOOK_AFTER_READINGS {
+                cgroups.is_alive(*id);
+            }
+            if previous.quiet_readings > 0 && cgroups.is_long_gone(*id) {
+                gone.insert(*id);
+            }
+        }
+        gone
     }
 
     fn identity_totals(&self) -> IdentityTotals {
@@ -230,6 +248,12 @@ impl Book {
 /// A lock whose holder panicked guards counters that are each still right.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Kills without a name: those whose record was lost on the way, and those that were delivered when there
+/// was no room left for another cgroup. Both did happen, and no kill is of both.
+fn nameless_kills(oom: &ProbeFates, told: u64) -> u64 {
+    (oom.seen - oom.delivered) + oom.delivered.saturating_sub(told)
 }
 
 fn named(identity: Arc<Identity>, counts: CgroupCounters, oom_kills: [u64; 3]) -> CgroupTotals {
@@ -302,6 +326,43 @@ fn moved(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lost_and_unplaced_kills_add_up() {
+        let fates = Fates::default();
+        for _ in 0..5 {
+            fates.delivered(Probe::OomKill);
+        }
+        let mut kernel = crate::kernel::KernelFates::default();
+        kernel.0[galen_common::accounting::Fate::RingFull as usize] = 2;
+        let oom = fates.balance(Probe::OomKill, &kernel);
+        assert_eq!(nameless_kills(&oom, 5), 2, "two records were lost");
+        assert_eq!(nameless_kills(&oom, 4), 3, "and one had no room");
+        assert_eq!(nameless_kills(&oom, 6), 2, "one is counted and not delivered yet");
+    }
+
+    /// A reading holds `inner` for as long as it takes, tens of milliseconds with many cgroups.
+    #[test]
+    fn an_oom_kill_does_not_wait_for_a_reading() {
+        let hierarchies = crate::kernel::cgroups::Hierarchies::default();
+        let names = (
+            Cgroups::new(&hierarchies, 1 << 20, Duration::ZERO),
+            Processes::new("/proc".into(), crate::privilege::links::Links::here(), 1 << 20, 0),
+        );
+        let book = Book::new(None, Arc::default(), names, Duration::from_secs(1), Duration::ZERO);
+        let reading = lock(&book.inner);
+        let (done, counted) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                book.count_oom_kill(7, OomScope::Memcg);
+                done.send(())
+            });
+            let counted = counted.recv_timeout(Duration::from_secs(5));
+            drop(reading);
+            assert!(counted.is_ok(), "it waits for the reading");
+        });
+        assert_eq!(lock(&book.oom_kills).by_cgroup[&7], [1, 0, 0]);
+    }
 
     #[test]
     fn a_window_holds_what_moved_and_quiet_ones_are_left_out() {

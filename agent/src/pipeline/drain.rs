@@ -7,7 +7,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
-use super::book::Book;
+use super::book::{Book, Window};
 use super::clock::monotonic;
 use super::enrich::Enricher;
 use super::hierarchy::Hierarchy;
@@ -16,6 +16,7 @@ use super::outlet::Outlet;
 use crate::config::Config;
 use crate::event::decode::{DecodeError, Raw, decode};
 use crate::event::{Body, Event, Probe, WallTime};
+use crate::incidents::{Incidents, Mark};
 use crate::kernel::{Diagnostics, OomRing, Rings};
 
 /// Records taken from each ring before other work gets its turn.
@@ -39,6 +40,8 @@ pub(super) struct Drain {
     pub enricher: Enricher,
     /// Takes the events.
     pub outlet: Outlet,
+    /// Keeps what is known of each OOM.
+    pub incidents: Incidents,
     /// What healing has to say.
     pub healing: mpsc::Receiver<Event>,
     /// New rules after a reload.
@@ -53,10 +56,14 @@ impl Drain {
     /// Runs until `shutdown`, then takes what is left; gives the outlet back for what is still to be said.
     pub(super) async fn run(mut self, shutdown: CancellationToken) -> (Outlet, mpsc::Receiver<Event>) {
         let mut drain_timer = timer(self.drain_interval);
-        let mut tick_timer = timer(self.window);
+        let (windows, mut windows_read) = mpsc::channel(1);
+        let reader =
+            tokio::spawn(read_windows(Arc::clone(&self.book), self.window, windows, shutdown.clone()));
         let mut losses = Losses::default();
         let mut raws = Vec::with_capacity(BATCH);
         let mut oom_watched = true;
+        // A record that stays in the ring wakes nobody a second time.
+        let mut oom_more = false;
         self.hierarchy.scan(&self.book);
         loop {
             let notify = Arc::clone(&self.notify);
@@ -69,33 +76,45 @@ impl Drain {
                         // An error that stays would be ready at once for ever, ahead of everything else.
                         oom_watched = false;
                     }
-                    self.drain_oom(&mut raws);
+                    oom_more = self.drain_oom(&mut raws) >= BATCH;
                 }
                 Some(event) = self.healing.recv() => self.outlet.publish(event),
                 Some(config) = self.reloads.recv() => self.outlet.set_rules(&config),
-                _ = tick_timer.tick() => self.tick(&mut losses),
+                Some(window) = windows_read.recv() => self.window(window, &mut losses, false),
                 _ = drain_timer.tick() => {
                     if !oom_watched {
-                        self.drain_oom(&mut raws);
+                        oom_more = self.drain_oom(&mut raws) >= BATCH;
                     }
                     self.drain_batch(&mut raws);
                 }
                 () = notify.notified() => self.drain_batch(&mut raws),
+                () = std::future::ready(()), if oom_more => oom_more = self.drain_oom(&mut raws) >= BATCH,
             }
         }
         let deadline = Instant::now() + LAST_DRAIN;
-        self.drain_oom(&mut raws);
+        while self.drain_oom(&mut raws) > 0 && Instant::now() < deadline {}
         while self.drain_once(&mut raws) > 0 && Instant::now() < deadline {}
-        self.tick(&mut losses);
+        self.incidents.after_batch(true);
+        // The reader has its token too: what it still reads comes before the last window.
+        while let Some(window) = windows_read.recv().await {
+            self.window(window, &mut losses, false);
+        }
+        if let Err(error) = reader.await {
+            tracing::error!("the reader of the counters has ended: {error}");
+        }
+        let book = Arc::clone(&self.book);
+        self.window(book.tick(monotonic(), WallTime::now()), &mut losses, true);
         self.hierarchy.join().await;
         (self.outlet, self.healing)
     }
 
     fn drain_batch(&mut self, raws: &mut Vec<Raw>) {
-        if self.drain_once(raws) >= BATCH {
+        let is_empty = self.drain_once(raws) < BATCH;
+        if !is_empty {
             // There may be more: again, after what else is waiting.
             self.notify.notify_one();
         }
+        self.incidents.after_batch(is_empty);
     }
 
     fn drain_once(&mut self, raws: &mut Vec<Raw>) -> usize {
@@ -112,15 +131,16 @@ impl Drain {
         taken
     }
 
-    fn drain_oom(&mut self, raws: &mut Vec<Raw>) {
-        let Some((_, ring)) = &mut self.rings else { return };
+    fn drain_oom(&mut self, raws: &mut Vec<Raw>) -> usize {
+        let Some((_, ring)) = &mut self.rings else { return 0 };
         let fates = &self.book.fates;
-        ring.drain(&mut |bytes: &[u8]| match decode(bytes) {
+        let taken = ring.drain(BATCH, &mut |bytes: &[u8]| match decode(bytes) {
             Ok(raw) if raw.probe() == Probe::OomKill => raws.push(raw),
             Ok(_) => fates.unreadable(Probe::OomKill, DecodeError::UnknownKind(0)),
             Err(error) => fates.unreadable(Probe::OomKill, error),
         });
         self.hand_on(raws);
+        taken
     }
 
     fn hand_on(&mut self, raws: &mut Vec<Raw>) {
@@ -133,28 +153,71 @@ impl Drain {
         let now = monotonic();
         for raw in raws.drain(..) {
             let probe = raw.probe();
-            let (event, cgroup) = self.enricher.event(raw, &self.book);
-            if let Body::OomKill(kill) = &event.body {
-                self.book.count_oom_kill(cgroup, kill.scope);
+            let (event, cgroup_key) = self.enricher.event(raw, &self.book);
+            let told = match &event.body {
+                Body::OomKill(kill) => Some((event.clone(), kill.scope)),
+                _ => {
+                    self.incidents.record(&event, cgroup_key);
+                    None
+                }
+            };
+            let fault = self.outlet.kernel_event(event, now);
+            if let Some((event, scope)) = told {
+                self.book.count_oom_kill(cgroup_key, scope);
+                self.incidents.mark(Mark { event, cgroup_key, fault });
             }
-            self.outlet.kernel_event(event, now);
             self.book.fates.delivered(probe);
+        }
+        if self.incidents.waits_for_rings() {
+            // What the victim did last lies in the other rings.
+            self.notify.notify_one();
         }
     }
 
-    fn tick(&mut self, losses: &mut Losses) {
+    fn window(&mut self, window: Window, losses: &mut Losses, end: bool) {
         if let Some(diagnostics) = &mut self.diagnostics {
             diagnostics.read();
         }
         self.hierarchy.tick(&self.book);
-        match self.book.tick(monotonic(), WallTime::now()) {
+        match window {
             Ok((tick, fates)) => {
-                for lost in losses.news(&fates) {
+                let totals = fates.iter().flat_map(|fates| {
+                    fates.dropped.iter().map(|(reason, count)| (fates.probe.name(), *reason, *count))
+                });
+                for lost in losses.news(totals.chain(self.outlet.lost()), tick.time_mono, end) {
                     self.outlet.say(tick.time, Body::Lost(lost));
                 }
                 self.outlet.tick(&tick);
             }
-            Err(error) => tracing::error!("the counters cannot be read: {error}"),
+            Err(error) => self.outlet.cannot_read(&error, WallTime::now()),
+        }
+    }
+}
+
+/// Reads the counters once a window, off the task that owns the rings: with a thousand cgroups a reading
+/// takes tens of milliseconds, and an OOM kill must not wait for it.
+async fn read_windows(
+    book: Arc<Book>,
+    window: Duration,
+    windows: mpsc::Sender<Window>,
+    shutdown: CancellationToken,
+) {
+    let mut timer = timer(window);
+    loop {
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            _ = timer.tick() => {}
+        }
+        let book = Arc::clone(&book);
+        let read = tokio::task::spawn_blocking(move || book.tick(monotonic(), WallTime::now())).await;
+        match read {
+            Ok(read) => {
+                if windows.send(read).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => tracing::error!("a reading of the counters failed: {error}"),
         }
     }
 }

@@ -52,6 +52,7 @@ impl Fates {
             in_flight: kernel.of(Fate::Seen).saturating_sub(seen),
             start_unknown: kernel.of(Fate::StartUnknown),
             stats_full: kernel.of(Fate::StatsFull),
+            uncounted: kernel.of(Fate::Uncounted),
         }
     }
 }

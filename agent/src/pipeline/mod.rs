@@ -13,7 +13,9 @@ mod fates;
 mod hierarchy;
 mod losses;
 mod outlet;
+mod prepare;
 mod start;
 
 pub use book::Book;
+pub use prepare::{Prepared, prepare};
 pub use start::{Options, StartError, run};

@@ -6,9 +6,10 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 use crate::config;
-use crate::event::{Body, Event, FaultSignal, Health, Tick, WallTime};
+use crate::event::{Body, Event, Fault, FaultSignal, Health, HealthState, Tick, WallTime};
 use crate::faults::{self, Detector};
-use crate::health::{Monitor, SubjectHealth};
+use crate::health::{Monitor, SubjectHealth, rules};
+use crate::kernel::KernelError;
 use crate::sink::Record;
 use crate::sink::history::History;
 use crate::sink::metrics::Counters;
@@ -24,7 +25,12 @@ pub(super) struct Outlet {
     detector: Detector,
     health: watch::Sender<Arc<Vec<SubjectHealth>>>,
     signals: mpsc::Sender<FaultSignal>,
+    /// Signals that healing did not take, by [`UNHEALED`].
+    unhealed: [u64; UNHEALED.len()],
 }
+
+/// Why healing did not take a signal.
+const UNHEALED: [&str; 2] = ["queue_full", "ended"];
 
 /// What an outlet is made of.
 pub(super) struct Parts {
@@ -43,10 +49,15 @@ pub(super) struct Parts {
 }
 
 impl Outlet {
-    /// An outlet that has judged nothing yet.
+    /// An outlet that has judged nothing yet but what the agent is `blind` to.
     #[must_use]
-    pub(super) fn new(parts: Parts, config: &config::Config) -> Self {
-        Self {
+    pub(super) fn new(
+        parts: Parts,
+        config: &config::Config,
+        blind: Option<(HealthState, String)>,
+        time: WallTime,
+    ) -> Self {
+        let mut outlet = Self {
             node: parts.node,
             printer: parts.printer,
             history: parts.history,
@@ -55,37 +66,58 @@ impl Outlet {
             detector: Detector::new(&config.faults),
             health: parts.health,
             signals: parts.signals,
-        }
+            unhealed: [0; UNHEALED.len()],
+        };
+        let change = outlet.monitor.start(blind, time);
+        outlet.health_changed(change, time);
+        outlet
     }
 
-    /// Judges by other rules from now on. What was judged by the old ones is forgotten.
+    /// Judges by other rules from now on. What is known of the subjects stays.
     pub(super) fn set_rules(&mut self, config: &config::Config) {
-        self.monitor = Monitor::new(&config.health, &config.faults, config.kernel.window.0);
-        self.detector = Detector::new(&config.faults);
-        self.show_health();
+        self.monitor.set_rules(&config.health, &config.faults);
+        self.detector.set_rules(&config.faults);
     }
 
-    /// An event of the kernel: everyone gets it, and it may change health or be a fault.
-    pub(super) fn kernel_event(&mut self, event: Event, now_mono: Duration) {
+    /// An event of the kernel: everyone gets it, and it may change health or be a fault, which is given back.
+    pub(super) fn kernel_event(&mut self, event: Event, now_mono: Duration) -> Option<Fault> {
         let changes = self.monitor.on_event(&event, now_mono);
         let signal = self.detector.on_event(&event, trace_id);
         let time = event.time;
         self.publish(event);
         self.health_changed(changes, time);
-        if let Some(signal) = signal {
-            self.fault(signal);
-        }
+        let signal = signal?;
+        let fault = signal.fault.clone();
+        self.fault(signal);
+        Some(fault)
     }
 
     /// A reading of the counters.
     pub(super) fn tick(&mut self, tick: &Tick) {
-        let changes = self.monitor.on_tick(tick);
-        let signals = self.detector.on_tick(tick, &self.node, &mut trace_id);
+        let windows = rules::by_subject(tick);
+        let changes = self.monitor.on_tick(tick, &windows);
+        let signals = self.detector.on_tick(tick, &windows, &self.node, &mut trace_id);
         self.health_changed(changes, tick.time);
         for signal in signals {
             self.fault(signal);
         }
         self.counters.set_health_evicted(self.monitor.evicted());
+        self.counters.set_faults_untracked(self.detector.untracked());
+    }
+
+    /// The counters could not be read: said where that is new.
+    pub(super) fn cannot_read(&mut self, error: &KernelError, time: WallTime) {
+        let reason = format!("the counters cannot be read: {error}");
+        let change = self.monitor.cannot_read(reason.clone(), time);
+        if change.is_some() {
+            tracing::error!("{reason}");
+        }
+        self.health_changed(change, time);
+    }
+
+    /// What the outlet could not hand on, as (consumer, reason, so far).
+    pub(super) fn lost(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> + use<> {
+        UNHEALED.into_iter().zip(self.unhealed).map(|(reason, count)| ("healing", reason, count))
     }
 
     /// Something the agent itself has to say.
@@ -106,22 +138,15 @@ impl Outlet {
     fn fault(&mut self, signal: FaultSignal) {
         self.publish(faults::to_event(&signal, Arc::clone(&self.node)));
         // Healing is never waited for: a full queue means that more faults come than it may act on anyway.
-        if let Err(error) = self.signals.try_send(signal) {
-            let (signal, reason, why) = match &error {
-                mpsc::error::TrySendError::Full(signal) => (signal, "queue_full", "has too much to do"),
-                mpsc::error::TrySendError::Closed(signal) => (signal, "ended", "has ended"),
-            };
-            tracing::warn!(
-                signal = signal.fault.signal.name(),
-                subject = %signal.fault.subject,
-                "healing {why} and does not see this fault"
-            );
-            self.say(signal.time, Body::Lost(crate::event::Lost { probe: "healing", reason, count: 1 }));
+        match self.signals.try_send(signal) {
+            Ok(()) => {}
+            Err(mpsc::error::TrySendError::Full(_)) => self.unhealed[0] += 1,
+            Err(mpsc::error::TrySendError::Closed(_)) => self.unhealed[1] += 1,
         }
     }
 
-    fn health_changed(&mut self, changes: Vec<Health>, time: WallTime) {
-        if changes.is_empty() {
+    fn health_changed(&mut self, changes: impl IntoIterator<Item = Health>, time: WallTime) {
+        if !self.monitor.take_changed() {
             return;
         }
         let snapshot = self.monitor.snapshot();
@@ -133,10 +158,6 @@ impl Outlet {
             self.publish(event);
         }
         self.health.send_replace(Arc::new(snapshot));
-    }
-
-    fn show_health(&self) {
-        self.health.send_replace(Arc::new(self.monitor.snapshot()));
     }
 }
 

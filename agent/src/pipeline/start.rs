@@ -3,29 +3,31 @@
 use std::fs::{File, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc, watch};
+use serde_json::{Map, Value};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::book::{Book, lock};
-use super::clock::{monotonic, slept_ns};
 use super::drain::Drain;
 use super::enrich::Enricher;
 use super::hierarchy::Hierarchy;
 use super::outlet::{Outlet, Parts};
-use crate::config::{Config, Mode, Output};
-use crate::event::FaultSignal;
+use super::prepare::Prepared;
+use crate::config::{self, Config, Mode, Output};
+use crate::event::{Event, FaultSignal, HealthState, Probe, WallTime};
 use crate::healing::audit::Audit;
 use crate::healing::policy::PolicySet;
 use crate::healing::{Ends, Healer, HealerClient};
 use crate::identity::cri::{self, Cri};
-use crate::identity::{Cgroups, OomFunctions, Processes};
+use crate::incidents::{self, Incidents};
 use crate::kernel::cgroups::Hierarchies;
-use crate::kernel::{Core, Report};
-use crate::server::{Readiness, Server, State};
+use crate::kernel::{Core, Report, host};
+use crate::server::{Api, LocalSocket, Readiness, Server, State};
 use crate::sink::history::History;
 use crate::sink::metrics::Counters;
 use crate::sink::stdout::Stdout;
@@ -35,6 +37,7 @@ const LISTEN_RETRY: Duration = Duration::from_secs(5);
 /// What the parts get to end in; together they stay below the 5 s that the agent promises.
 const TASKS_DEADLINE: Duration = Duration::from_millis(3200);
 const STDOUT_DEADLINE: Duration = Duration::from_millis(1000);
+const INCIDENTS_DEADLINE: Duration = Duration::from_millis(500);
 
 /// Why the agent does not start at all.
 #[derive(Debug, thiserror::Error)]
@@ -55,95 +58,143 @@ pub enum StartError {
     Thread(std::io::Error),
 }
 
+/// Reads the configuration anew.
+type Reload = Box<dyn Fn() -> Option<Config> + Send + Sync>;
+
 /// What the command line adds to the configuration.
 pub struct Options {
     /// The effective configuration.
     pub config: Config,
     /// Gives the configuration anew, or says why it cannot and gives `None`.
-    pub reload: Box<dyn Fn() -> Option<Config> + Send + Sync>,
+    pub reload: Reload,
     /// Told to read the configuration again.
     pub reload_requests: mpsc::Receiver<()>,
     /// Ends the agent.
     pub shutdown: CancellationToken,
 }
 
-/// Runs the agent until it is told to end.
+/// Runs a prepared agent until it is told to end.
 ///
 /// # Errors
-/// [`StartError`], before anything was loaded.
-pub async fn run(options: Options) -> Result<(), StartError> {
+/// [`StartError::Thread`].
+pub async fn run(options: Options, mut prepared: Prepared) -> Result<(), StartError> {
     let Options { config, reload, reload_requests, shutdown } = options;
-    let node = node_name(&config);
-    let _lock = lock_state_dir(&config.state_dir)?;
-    let (readiness, readiness_shown) = watch::channel(Readiness {
-        ready: false,
-        reasons: vec!["the kernel programs are not attached yet".to_owned()],
-    });
-    let (health, health_shown) = watch::channel(Arc::default());
+    let _lock = prepared.lock.take();
+    let outputs = open_outputs(&config)?;
+    // Programs stay attached as long as this lives.
+    let _programs = prepared.loaded.programs.take();
+    let incidents = start_incidents(&config, &mut prepared, &outputs.counters)?;
+    let running = spawn_parts(&config, outputs, incidents, prepared, (reload, reload_requests), &shutdown);
+    shutdown.cancelled().await;
+    tracing::info!("ending");
+    end_in_order(running).await;
+    Ok(())
+}
+
+/// Where everything goes that leaves the agent.
+struct Outputs {
+    node: Arc<str>,
+    history: Arc<History>,
+    counters: Arc<Counters>,
+    stdout: Option<Stdout>,
+    audit: Audit,
+}
+
+fn open_outputs(config: &Config) -> Result<Outputs, StartError> {
+    let node = node_name(config);
     let history = Arc::new(History::new(Arc::clone(&node)));
     let counters = Arc::new(Counters::default());
     let stdout = match config.output {
         Output::None => None,
         output => Some(Stdout::start(output, Arc::clone(&node)).map_err(StartError::Thread)?),
     };
-    let printer = stdout.as_ref().map(Stdout::printer);
     let audit = Audit::start(&config.state_dir).map_err(StartError::Thread)?;
+    Ok(Outputs { node, history, counters, stdout, audit })
+}
 
-    let oom_functions = Arc::new(OnceLock::new());
-    let symbols = read_oom_functions(&config.host.proc, &oom_functions);
-    let hierarchies = Hierarchies::find(&config.host.proc, &config.host.cgroup).unwrap_or_default();
-    let core = start_core(&config, &hierarchies);
-    let loaded = LoadedCore::split(core);
-    let book = Arc::new(Book::new(
-        loaded.counters,
-        Arc::clone(&loaded.report),
-        (
-            Cgroups::new(&hierarchies, config.identity.cgroups_bytes.0, config.identity.keep_removed.0),
-            Processes::new(config.host.proc.clone(), config.identity.processes_bytes.0, slept_ns()),
-        ),
-        config.kernel.file_write.slow.0,
-        monotonic(),
-    ));
-    crate::memory::give_back();
+fn start_incidents(
+    config: &Config,
+    prepared: &mut Prepared,
+    counters: &Counters,
+) -> Result<(Incidents, oneshot::Receiver<()>), StartError> {
+    let book = Arc::clone(&prepared.book);
+    let name: incidents::NameCgroup = Arc::new(move |key| lock(&book.cgroups).identity(key));
+    let sources = incidents::Sources {
+        hierarchies: prepared.hierarchies.clone(),
+        kernel_log: prepared.kernel_log.take(),
+        name,
+    };
+    Incidents::start(config, sources, Arc::clone(&counters.incidents)).map_err(StartError::Thread)
+}
 
+/// What has to be ended.
+struct Running {
+    tasks: TaskTracker,
+    drain_end: CancellationToken,
+    drained: JoinHandle<(Outlet, mpsc::Receiver<Event>)>,
+    stdout: Option<Stdout>,
+    incidents_ended: oneshot::Receiver<()>,
+}
+
+fn spawn_parts(
+    config: &Config,
+    outputs: Outputs,
+    (incidents, incidents_ended): (Incidents, oneshot::Receiver<()>),
+    prepared: Prepared,
+    (reload, reload_requests): (Reload, mpsc::Receiver<()>),
+    shutdown: &CancellationToken,
+) -> Running {
+    let Outputs { node, history, counters, stdout, audit } = outputs;
+    let Prepared { loaded, book, hierarchies, policies, links, oom_functions, symbols, socket, .. } =
+        prepared;
+    let printer = stdout.as_ref().map(Stdout::printer);
+    let (readiness, readiness_shown) = watch::channel(Readiness {
+        ready: false,
+        reasons: vec!["the kernel programs are not attached yet".to_owned()],
+    });
+    let ready = readiness_of(&loaded.report, loaded.failure.as_deref());
+    let (health, health_shown) = watch::channel(Arc::default());
     let tasks = TaskTracker::new();
     let (signals, signals_taken) = mpsc::channel::<FaultSignal>(256);
     let (healing_said, healing) = mpsc::channel(1024);
-    let (reloads, reloads_taken) = mpsc::channel(1);
-    let outlet = Outlet::new(
-        Parts {
-            node: Arc::clone(&node),
-            printer: printer.clone(),
-            history: Arc::clone(&history),
-            counters: Arc::clone(&counters),
-            health,
-            signals,
-        },
-        &config,
-    );
+    let (rules, reloads) = mpsc::channel(1);
+    let parts = Parts {
+        node: Arc::clone(&node),
+        printer: printer.clone(),
+        history: Arc::clone(&history),
+        counters: Arc::clone(&counters),
+        health,
+        signals,
+    };
     let notify = Arc::new(Notify::new());
     if let Some(changes) = &loaded.cgroup_changes
-        && let Err(error) = changes.watch(&notify, &tasks, &shutdown)
+        && let Err(error) = changes.watch(&notify, &tasks, shutdown)
     {
         tracing::warn!("changes to cgroups cannot be watched ({error}); they are read by the timer alone");
     }
+    let blind = blind_to(&loaded, &config.kernel);
     let drain = Drain {
         notify,
         hierarchy: Hierarchy::new(hierarchies, loaded.cgroup_changes),
         book: Arc::clone(&book),
-        enricher: Enricher::new(Arc::clone(&node), config.host.proc.clone(), oom_functions),
-        outlet,
+        enricher: Enricher::new(Arc::clone(&node), config.host.proc.clone(), links, oom_functions),
+        outlet: Outlet::new(parts, config, blind, WallTime::now()),
+        incidents,
         healing,
-        reloads: reloads_taken,
+        reloads,
         drain_interval: config.kernel.drain_interval.0,
         window: config.kernel.window.0,
         rings: loaded.rings,
         diagnostics: loaded.diagnostics,
     };
     if let Some((rings, _)) = &drain.rings
-        && let Err(error) = rings.watch(&drain.notify, &tasks, &shutdown)
+        && let Err(error) = rings.watch(&drain.notify, &tasks, shutdown)
     {
         tracing::warn!("the event rings cannot be watched ({error}); they are read by the timer alone");
+    }
+    if config.identity.cri.enabled {
+        let following = follow_runtime(config, Arc::clone(&book));
+        tasks.spawn(shutdown.clone().run_until_cancelled_owned(following));
     }
     if config.identity.cri.enabled {
         tasks.spawn(shutdown.clone().run_until_cancelled_owned(follow_runtime(&config, Arc::clone(&book))));
@@ -152,37 +203,44 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let drained = tokio::spawn(drain.run(drain_end.clone()));
 
     let ends = Ends { signals: signals_taken, events: healing_said, audit };
-    let healer =
-        Healer::spawn(start_policies(&config), &config.healing, ends, Arc::clone(&node), shutdown.clone());
+    let healer = Healer::spawn(policies, &config.healing, ends, Arc::clone(&node), shutdown.clone());
     let (healing_mode, healing_mode_shown) = watch::channel(config.healing.mode);
-
     let state = State {
         node,
         healing_mode: healing_mode_shown,
-        series_max: config.metrics.series_max,
-        totals: {
-            let book = Arc::clone(&book);
-            Arc::new(move || book.totals().map_err(Into::into))
+        healing: {
+            let client = healer.client();
+            Arc::new(move || client.stats())
         },
+        series_max: config.metrics.series_max,
+        totals: Arc::new(move || book.totals().map_err(Into::into)),
         health: health_shown,
         readiness: readiness_shown,
         history,
         printer,
         counters,
+        incidents: incidents::store::folder_in(&config.state_dir),
     };
-    tasks.spawn(listen(config.listen, state, shutdown.clone()));
-    let ready = readiness_of(&loaded.report, loaded.failure.as_deref());
+    let api = Api::new(state, shutdown.clone());
+    if let Some(socket) = socket {
+        tasks.spawn(serve_locally(socket, api.clone()));
+    }
+    tasks.spawn(listen(config.listen, api, shutdown.clone()));
     tasks.spawn(async move {
         // Until then the scope of an OOM kill is unknown. What went wrong with it is said there.
         let _ = symbols.await;
         readiness.send_replace(ready);
     });
-    let reloading = Reloading { reload, rules: reloads, healer: healer.client(), healing_mode };
+    let reloading =
+        Reloading { reload, rules, healer: healer.client(), healing_mode, started: config.clone() };
     tasks.spawn(healer.join());
     tasks.spawn(follow_reloads(reloading, reload_requests, shutdown.clone()));
+    Running { tasks, drain_end, drained, stdout, incidents_ended }
+}
 
-    shutdown.cancelled().await;
-    tracing::info!("ending");
+/// Ends what runs, each part by a deadline, and says what is still to be said.
+async fn end_in_order(running: Running) {
+    let Running { tasks, drain_end, drained, stdout, incidents_ended } = running;
     drain_end.cancel();
     tasks.close();
     // Side by side and by one deadline, as all of it must fit into the 5 s.
@@ -202,12 +260,14 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         }
         _ => tracing::warn!("the rings could not be emptied in time"),
     }
+    if tokio::time::timeout(INCIDENTS_DEADLINE, incidents_ended).await.is_err() {
+        tracing::warn!("the last incidents could not be written in time");
+    }
     if let Some(stdout) = stdout
         && !stdout.shutdown(STDOUT_DEADLINE).await
     {
         tracing::warn!("standard output takes nothing; the last lines are not printed");
     }
-    Ok(())
 }
 
 /// Asks the container runtime for names.
@@ -222,19 +282,18 @@ fn follow_runtime(config: &Config, book: Arc<Book>) -> impl Future<Output = ()> 
 }
 
 /// The parts of a core, or why there is none.
-struct LoadedCore {
+pub(super) struct LoadedCore {
     cgroup_changes: Option<crate::kernel::CgroupChanges>,
     rings: Option<(crate::kernel::Rings, crate::kernel::OomRing)>,
     diagnostics: Option<crate::kernel::Diagnostics>,
-    counters: Option<(crate::kernel::Counters, u64)>,
-    report: Report,
+    pub(super) counters: Option<(crate::kernel::Counters, u64)>,
+    pub(super) report: Report,
     failure: Option<String>,
-    // Programs stay attached as long as this lives.
-    _programs: Option<crate::kernel::Programs>,
+    programs: Option<crate::kernel::Programs>,
 }
 
 impl LoadedCore {
-    fn split(core: Result<Core, String>) -> Self {
+    pub(super) fn split(core: Result<Core, String>) -> Self {
         match core {
             Ok(core) => Self {
                 cgroup_changes: Some(core.cgroup_changes),
@@ -243,7 +302,7 @@ impl LoadedCore {
                 counters: Some((core.counters, core.shards)),
                 report: core.report,
                 failure: None,
-                _programs: Some(core.programs),
+                programs: Some(core.programs),
             },
             Err(failure) => Self {
                 cgroup_changes: None,
@@ -252,13 +311,13 @@ impl LoadedCore {
                 counters: None,
                 report: Arc::default(),
                 failure: Some(failure),
-                _programs: None,
+                programs: None,
             },
         }
     }
 }
 
-fn start_core(config: &Config, hierarchies: &Hierarchies) -> Result<Core, String> {
+pub(super) fn start_core(config: &Config, hierarchies: &Hierarchies) -> Result<Core, String> {
     match Core::start(&config.kernel, &config.host, hierarchies) {
         Ok(core) => {
             for probe in core.report.iter() {
@@ -271,6 +330,12 @@ fn start_core(config: &Config, hierarchies: &Hierarchies) -> Result<Core, String
                     let refused = probe.refused.join("; ");
                     tracing::info!("probe {name}: {} on {}, after {refused}", probe.variant, probe.hook);
                 }
+            }
+            // Maps can be made with CAP_BPF alone; of the programs the kernel only says EPERM.
+            if core.report.iter().all(|probe| probe.variant == "none") && !host::may_load() {
+                let failure = format!("the kernel refuses Galen's programs; {}", host::privilege_hint());
+                tracing::error!("nothing is observed: {failure}");
+                return Err(failure);
             }
             if core.cgroup_changes.variant == "none" {
                 let refused = core.cgroup_changes.refused.join("; ");
@@ -297,13 +362,43 @@ fn readiness_of(report: &Report, failure: Option<&str>) -> Readiness {
     Readiness { ready: true, reasons }
 }
 
-async fn listen(addr: std::net::SocketAddr, state: State, shutdown: CancellationToken) {
+/// What the agent cannot see although it should, and what that makes of the node's health.
+fn blind_to(loaded: &LoadedCore, kernel: &config::Kernel) -> Option<(HealthState, String)> {
+    if let Some(failure) = &loaded.failure {
+        return Some((HealthState::Unknown, format!("nothing is observed: {failure}")));
+    }
+    if loaded.report.iter().all(|probe| probe.variant == "none") {
+        return Some((HealthState::Unknown, "nothing is observed: no probe is attached".to_owned()));
+    }
+    let wanted = |probe: Probe| match probe {
+        Probe::TcpConnect => kernel.tcp_connect.enabled,
+        Probe::FileWrite => kernel.file_write.enabled,
+        Probe::OomKill => kernel.oom_kill.enabled,
+    };
+    let missing: Vec<_> = loaded
+        .report
+        .iter()
+        .filter(|info| info.variant == "none" && wanted(info.probe))
+        .map(|info| format!("{} is not observed: {}", info.probe.name(), info.refused.join("; ")))
+        .collect();
+    (!missing.is_empty()).then(|| (HealthState::Degraded, missing.join("; ")))
+}
+
+async fn serve_locally(socket: LocalSocket, api: Api) {
+    let path = socket.path().to_path_buf();
+    tracing::info!("answering on {}", path.display());
+    if let Err(error) = socket.serve(api).await {
+        tracing::error!("{} cannot be served: {error}", path.display());
+    }
+}
+
+async fn listen(addr: std::net::SocketAddr, api: Api, shutdown: CancellationToken) {
     let mut said = false;
     loop {
         match Server::bind(addr).await {
             Ok(bound) => {
                 tracing::info!("listening on {}", bound.local_addr());
-                return bound.serve(state, shutdown).await;
+                return bound.serve(api).await;
             }
             Err(error) if !said => {
                 said = true;
@@ -319,7 +414,7 @@ async fn listen(addr: std::net::SocketAddr, state: State, shutdown: Cancellation
 }
 
 /// The policies that the agent starts with: what is wrong is said, and the good ones run.
-fn start_policies(config: &Config) -> PolicySet {
+pub(super) fn start_policies(config: &Config) -> PolicySet {
     let (policies, findings) = PolicySet::load_good(&config.healing);
     for finding in findings {
         if finding.is_error() {
@@ -337,10 +432,12 @@ fn start_policies(config: &Config) -> PolicySet {
 
 /// Whom a new configuration concerns.
 struct Reloading {
-    reload: Box<dyn Fn() -> Option<Config> + Send + Sync>,
+    reload: Reload,
     rules: mpsc::Sender<Arc<Config>>,
     healer: HealerClient,
     healing_mode: watch::Sender<Mode>,
+    /// The configuration that the agent started with.
+    started: Config,
 }
 
 async fn follow_reloads(reloading: Reloading, mut requests: mpsc::Receiver<()>, shutdown: CancellationToken) {
@@ -362,11 +459,52 @@ impl Reloading {
             tracing::error!("the configuration is not taken; the one before goes on");
             return;
         };
+        if self.started.privileges.seccomp
+            && self.started.healing.exec_allow.is_empty()
+            && !config.healing.exec_allow.is_empty()
+        {
+            tracing::error!(
+                "`healing.exec_allow` was empty at the start, so the sandbox lets no program be run: restart the \
+                 agent"
+            );
+        }
         let policies = reload_policies(&config);
+        let restart = needs_restart(&self.started, &config);
+        if !restart.is_empty() {
+            tracing::warn!("needs a restart: {}", restart.join(", "));
+        }
         self.healing_mode.send_replace(config.healing.mode);
         let healed = self.healer.reload(policies, config.healing.clone()).await;
         if self.rules.send(Arc::new(config)).await.is_ok() && healed {
             tracing::info!("the configuration was read again");
+        }
+    }
+}
+
+/// The keys that differ from those that the agent `started` with and that take effect at a start only.
+fn needs_restart(started: &Config, now: &Config) -> Vec<String> {
+    let (Ok(Value::Object(mut started)), Ok(Value::Object(mut now))) =
+        (serde_json::to_value(started), serde_json::to_value(now))
+    else {
+        return Vec::new();
+    };
+    for taken in ["health", "faults", "healing"] {
+        started.remove(taken);
+        now.remove(taken);
+    }
+    let mut keys = Vec::new();
+    differing(&started, &now, "", &mut keys);
+    keys
+}
+
+fn differing(one: &Map<String, Value>, other: &Map<String, Value>, prefix: &str, keys: &mut Vec<String>) {
+    for (name, value) in one {
+        match (value, other.get(name)) {
+            (Value::Object(value), Some(Value::Object(other))) => {
+                differing(value, other, &format!("{prefix}{name}."), keys);
+            }
+            (value, other) if other != Some(value) => keys.push(format!("{prefix}{name}")),
+            _ => {}
         }
     }
 }
@@ -390,23 +528,9 @@ fn reload_policies(config: &Config) -> Option<PolicySet> {
     }
 }
 
-/// Reading some hundred thousand symbols takes longer than everything else at the start, so it runs beside.
-fn read_oom_functions(proc: &Path, functions: &Arc<OnceLock<OomFunctions>>) -> tokio::task::JoinHandle<()> {
-    let (proc, functions) = (proc.to_path_buf(), Arc::clone(functions));
-    tokio::task::spawn_blocking(move || match OomFunctions::read(&proc) {
-        Ok(found) => {
-            let _ = functions.set(found);
-        }
-        Err(error) => tracing::warn!(
-            "{} cannot be read ({error}): the scope of OOM kills stays unknown",
-            proc.join("kallsyms").display()
-        ),
-    })
-}
-
 /// Holds the state folder for this process. A folder that cannot be made or written is said and done
 /// without: what is kept there is then not kept.
-fn lock_state_dir(folder: &Path) -> Result<Option<File>, StartError> {
+pub(super) fn lock_state_dir(folder: &Path) -> Result<Option<File>, StartError> {
     let path = folder.join("agent.lock");
     let opened = std::fs::create_dir_all(folder)
         .and_then(|()| File::options().create(true).read(true).write(true).truncate(false).open(&path));
@@ -447,4 +571,25 @@ fn node_name(config: &Config) -> Arc<str> {
         if name.trim().is_empty() { "localhost".to_owned() } else { name.trim().to_owned() }
     };
     config.node.clone().unwrap_or_else(host).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_that_need_a_restart_are_named_and_those_that_do_not_are_not() {
+        let started = Config::default();
+        let mut now = started.clone();
+        assert!(needs_restart(&started, &now).is_empty());
+        now.health.worse_after += 1;
+        now.faults.breaches += 1;
+        now.healing.mode = Mode::Auto;
+        assert!(needs_restart(&started, &now).is_empty());
+        now.node = Some("other".into());
+        now.kernel.file_write.first_touch = !now.kernel.file_write.first_touch;
+        let mut keys = needs_restart(&started, &now);
+        keys.sort();
+        assert_eq!(keys, ["kernel.file_write.first_touch", "node"]);
+    }
 }

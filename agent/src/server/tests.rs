@@ -48,6 +48,7 @@ async fn start() -> Fixture {
     let state = State {
         node: "node-1".into(),
         healing_mode: watch::channel(Mode::DryRun).1,
+        healing: Arc::new(Default::default),
         series_max: 10,
         totals: Arc::new(move || {
             read.fetch_add(1, Ordering::Relaxed);
@@ -58,9 +59,10 @@ async fn start() -> Fixture {
         history: Arc::clone(&history),
         printer: None,
         counters: Arc::default(),
+        incidents: std::path::PathBuf::from("/nonexistent"),
     };
     let stop = CancellationToken::new();
-    let served = tokio::spawn(bound.serve(state, stop.clone()));
+    let served = tokio::spawn(bound.serve(Api::new(state, stop.clone())));
     Fixture { addr, history, readiness, reads, unreadable, stop, served }
 }
 

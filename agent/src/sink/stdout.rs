@@ -2,19 +2,22 @@
 //!
 //! A thread of its own writes, so that a pipe nobody reads blocks that thread and nothing else. The queue
 //! before it is bounded; what does not fit is counted by kind and told with a `lost` event once the
-//! output moves again.
+//! output moves again. A full disk is such an output too: what could not be written is tried again, from
+//! the byte on where it stopped. Only an output that is gone ends the printing.
 
 use std::collections::VecDeque;
-use std::io::{self, Write};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::fs::File;
+use std::io::{self, ErrorKind, Write};
+use std::os::fd::AsFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use super::losses::{self, Dropped, Teller};
 use super::{Record, text};
 use crate::config::Output;
-use crate::event::{Body, Event, Kind, Lost, WallTime};
+use crate::event::Kind;
 
 /// Events that wait to be written.
 pub const QUEUE_MAX: usize = 8192;
@@ -23,8 +26,10 @@ pub const QUEUE_MAX: usize = 8192;
 const RESERVED: usize = 512;
 /// A wake-up writes at most about this much at once.
 const BATCH_BYTES: usize = 256 * 1024;
-/// How often a loss of one kind is told at most.
-const LOST_EVERY: Duration = Duration::from_secs(1);
+/// How long an output that refused to write is left alone.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// The same for an output that only has no room just now, such as a pipe that does not block.
+const FULL_RETRY_AFTER: Duration = Duration::from_millis(20);
 /// Reason of the losses here.
 pub const OUTPUT_FULL: &str = "output_full";
 
@@ -43,7 +48,7 @@ pub struct Printer(Arc<Shared>);
 struct Shared {
     queue: Mutex<Queue>,
     wake: Condvar,
-    dropped: [AtomicU64; Kind::ALL.len()],
+    dropped: Dropped,
 }
 
 #[derive(Debug, Default)]
@@ -72,29 +77,23 @@ impl Stdout {
             Output::Text => Form::Text { color: text::stdout_takes_color() },
             Output::None => Form::None,
         };
-        Self::start_on(Box::new(io::stdout()), form, node)
+        // Without the line buffer of `io::stdout`, which hides how much of a failed write went out.
+        let target = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+        Self::start_on(Box::new(target), form, node)
     }
 
     fn start_on(target: Box<dyn Write + Send>, form: Form, node: Arc<str>) -> io::Result<Self> {
         let queue = Queue { closed: matches!(form, Form::None), ..Queue::default() };
-        let shared = Arc::new(Shared {
-            queue: Mutex::new(queue),
-            wake: Condvar::new(),
-            dropped: std::array::from_fn(|_| AtomicU64::new(0)),
-        });
+        let shared =
+            Arc::new(Shared { queue: Mutex::new(queue), wake: Condvar::new(), dropped: Dropped::default() });
         let (sender, done) = oneshot::channel();
-        let writer = Writer {
-            shared: Arc::clone(&shared),
-            target,
-            form,
-            node,
-            told: [0; Kind::ALL.len()],
-            told_at: [None; Kind::ALL.len()],
-        };
+        let writer =
+            Writer { shared: Arc::clone(&shared), target, form, teller: Teller::new(node, OUTPUT_FULL) };
         std::thread::Builder::new().name("galen-stdout".to_owned()).spawn(move || {
-            writer.run();
-            // The receiver is gone when shutdown gave up waiting.
-            let _ = sender.send(());
+            if writer.run() {
+                // The receiver is gone when shutdown gave up waiting.
+                let _ = sender.send(());
+            }
         })?;
         Ok(Self { shared, done })
     }
@@ -128,7 +127,7 @@ impl Printer {
         }
         if queue.records.len() >= limit {
             drop(queue);
-            self.0.dropped[kind as usize].fetch_add(1, Relaxed);
+            self.0.dropped.count(kind);
             return;
         }
         queue.records.push_back(Arc::clone(record));
@@ -142,7 +141,7 @@ impl Printer {
     /// Events that were dropped since the queue was full, by kind in the order of [`Kind::ALL`].
     #[must_use]
     pub fn dropped(&self) -> [u64; Kind::ALL.len()] {
-        std::array::from_fn(|index| self.0.dropped[index].load(Relaxed))
+        self.0.dropped.read()
     }
 }
 
@@ -157,31 +156,36 @@ struct Writer {
     shared: Arc<Shared>,
     target: Box<dyn Write + Send>,
     form: Form,
-    node: Arc<str>,
-    /// Losses that were told, by kind.
-    told: [u64; Kind::ALL.len()],
-    told_at: [Option<Instant>; Kind::ALL.len()],
+    teller: Teller,
 }
 
 impl Writer {
-    fn run(mut self) {
+    /// Gives whether all that anyone can read was written.
+    fn run(mut self) -> bool {
         let mut batch = VecDeque::new();
         let mut buffer = String::new();
         loop {
             let ending = self.wait(&mut batch);
             for record in batch.drain(..) {
                 self.format(&mut buffer, &record);
-                if buffer.len() >= BATCH_BYTES && !self.write(&mut buffer) {
-                    return;
+                if buffer.len() >= BATCH_BYTES
+                    && let Some(end) = self.write(&mut buffer)
+                {
+                    return end;
                 }
             }
             // First what was queued, so that what is told as lost was lost before now.
-            if !self.write(&mut buffer) {
-                return;
+            if let Some(end) = self.write(&mut buffer) {
+                return end;
             }
-            self.tell_losses(&mut buffer, ending);
-            if !self.write(&mut buffer) || ending {
-                return;
+            for lost in self.teller.news(&self.shared.dropped, ending) {
+                self.format(&mut buffer, &lost);
+            }
+            if let Some(end) = self.write(&mut buffer) {
+                return end;
+            }
+            if ending {
+                return true;
             }
         }
     }
@@ -190,9 +194,12 @@ impl Writer {
     fn wait(&self, batch: &mut VecDeque<Arc<Record>>) -> bool {
         let mut queue = self.shared.lock();
         while queue.records.is_empty() && !queue.ending {
-            if self.untold() {
-                let (guard, timeout) =
-                    self.shared.wake.wait_timeout(queue, LOST_EVERY).unwrap_or_else(PoisonError::into_inner);
+            if self.teller.owes(&self.shared.dropped) {
+                let (guard, timeout) = self
+                    .shared
+                    .wake
+                    .wait_timeout(queue, losses::EVERY)
+                    .unwrap_or_else(PoisonError::into_inner);
                 queue = guard;
                 if timeout.timed_out() {
                     break;
@@ -203,10 +210,6 @@ impl Writer {
         }
         std::mem::swap(&mut queue.records, batch);
         queue.ending
-    }
-
-    fn untold(&self) -> bool {
-        self.shared.dropped.iter().zip(self.told).any(|(dropped, told)| dropped.load(Relaxed) > told)
     }
 
     fn format(&self, buffer: &mut String, record: &Record) {
@@ -221,30 +224,57 @@ impl Writer {
         }
     }
 
-    fn tell_losses(&mut self, buffer: &mut String, ending: bool) {
-        for kind in Kind::ALL {
-            let index = kind as usize;
-            let count = self.shared.dropped[index].load(Relaxed) - self.told[index];
-            let recently = self.told_at[index].is_some_and(|at| at.elapsed() < LOST_EVERY);
-            if count == 0 || (recently && !ending) {
+    /// Writes the buffer and empties it, however long that takes. Gives something when printing ends here:
+    /// `true` when nobody reads any more, `false` when the agent ends and the output still refuses.
+    fn write(&mut self, buffer: &mut String) -> Option<bool> {
+        let mut rest = buffer.as_bytes();
+        let mut refused = false;
+        while !rest.is_empty() {
+            let error = match self.target.write(rest) {
+                Ok(0) => ErrorKind::WriteZero.into(),
+                Ok(written) => {
+                    rest = rest.get(written..).unwrap_or_default();
+                    if std::mem::take(&mut refused) {
+                        tracing::info!("standard output can be written to again");
+                    }
+                    continue;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => error,
+            };
+            if is_gone(&error) {
+                self.close(&error);
+                return Some(true);
+            }
+            if error.kind() == ErrorKind::WouldBlock {
+                // As patient as with a pipe that blocks; shutdown has a deadline of its own.
+                std::thread::sleep(FULL_RETRY_AFTER);
                 continue;
             }
-            self.told[index] += count;
-            self.told_at[index] = Some(Instant::now());
-            let lost = Body::Lost(Lost { probe: kind.name(), reason: OUTPUT_FULL, count });
-            let event = Event::of_node(WallTime::now(), Arc::clone(&self.node), lost);
-            self.format(buffer, &Record::new(Arc::new(event)));
+            if !std::mem::replace(&mut refused, true) {
+                tracing::warn!(
+                    %error,
+                    "standard output refuses to be written to; it is tried again each second, and what does not fit is counted in galen_output_dropped_total"
+                );
+            }
+            if self.ends_within(RETRY_AFTER) {
+                return Some(false);
+            }
         }
+        buffer.clear();
+        None
     }
 
-    /// Writes the buffer and empties it; gives whether there is anyone to write to.
-    fn write(&mut self, buffer: &mut String) -> bool {
-        if buffer.is_empty() {
-            return true;
-        }
-        let written = self.target.write_all(buffer.as_bytes()).and_then(|()| self.target.flush());
-        buffer.clear();
-        let Err(error) = written else { return true };
+    fn ends_within(&self, length: Duration) -> bool {
+        let (queue, _) = self
+            .shared
+            .wake
+            .wait_timeout_while(self.shared.lock(), length, |queue| !queue.ending)
+            .unwrap_or_else(PoisonError::into_inner);
+        queue.ending
+    }
+
+    fn close(&self, error: &io::Error) {
         {
             let mut queue = self.shared.lock();
             queue.closed = true;
@@ -254,15 +284,21 @@ impl Writer {
             %error,
             "standard output cannot be written to, events are not printed any more; follow them with `galen events`"
         );
-        false
     }
+}
+
+/// A reader that went away, a descriptor that is none, and a terminal that hung up do not come back.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::BrokenPipe || matches!(error.raw_os_error(), Some(libc::EBADF | libc::EIO))
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
+    use std::time::Instant;
 
     use super::*;
+    use crate::event::{Body, Event, Lost, WallTime};
 
     /// A pipe that takes nothing until it is opened.
     struct Gate {
@@ -328,6 +364,67 @@ mod tests {
         let told = format!(r#""probe":"file_write","reason":"output_full","count":{RESERVED}}}"#);
         assert_eq!(text.matches(&told).count(), 1, "told once");
         assert_eq!(text.lines().count(), 1 + QUEUE_MAX - RESERVED + 1 + 1, "each line once");
+    }
+
+    /// A disk that is full after some bytes, until there is room again.
+    struct Disk {
+        room: usize,
+        refused: mpsc::Sender<()>,
+        freed: mpsc::Receiver<usize>,
+        written: Arc<Mutex<Vec<u8>>>,
+    }
+
+    impl Write for Disk {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.room += self.freed.try_iter().sum::<usize>();
+            if self.room == 0 {
+                let _ = self.refused.send(());
+                return Err(ErrorKind::StorageFull.into());
+            }
+            let fits = bytes.len().min(self.room);
+            self.room -= fits;
+            self.written.lock().unwrap().extend_from_slice(&bytes[..fits]);
+            Ok(fits)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_is_tried_again_and_costs_no_line() {
+        let (refused_sender, refused) = mpsc::channel();
+        let (free, freed) = mpsc::channel();
+        let written: Arc<Mutex<Vec<u8>>> = Arc::default();
+        let disk = Disk { room: 10, refused: refused_sender, freed, written: Arc::clone(&written) };
+        let stdout = Stdout::start_on(Box::new(disk), Form::Json, "n".into()).unwrap();
+        stdout.printer().print(&record(Kind::OomKill));
+        refused.recv_timeout(Duration::from_secs(10)).unwrap();
+        stdout.printer().print(&record(Kind::Fault));
+        free.send(1 << 20).unwrap();
+        // Not before it was tried again: ending, it would give up.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while written.lock().unwrap().len() <= 10 {
+            assert!(Instant::now() < deadline, "printing ended for good");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(stdout.shutdown(Duration::from_secs(10)).await);
+        let text = String::from_utf8(written.lock().unwrap().clone()).unwrap();
+        let kinds: Vec<_> =
+            text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()).collect();
+        assert_eq!(kinds.len(), 2, "each line once and whole: {text}");
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_stays_full_does_not_hold_up_the_end() {
+        let (refused_sender, refused) = mpsc::channel();
+        let (_free, freed) = mpsc::channel();
+        let disk = Disk { room: 0, refused: refused_sender, freed, written: Arc::default() };
+        let stdout = Stdout::start_on(Box::new(disk), Form::Json, "n".into()).unwrap();
+        stdout.printer().print(&record(Kind::OomKill));
+        refused.recv_timeout(Duration::from_secs(10)).unwrap();
+        assert!(!stdout.shutdown(Duration::from_secs(10)).await, "not everything was written");
     }
 
     #[tokio::test]

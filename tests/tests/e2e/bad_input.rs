@@ -17,13 +17,13 @@ use super::lifecycle::{oom, small_cgroup};
 use super::oom_kill::wait_for_scopes;
 
 /// One line of the log that has all these parts.
-fn says(agent: &Agent, parts: &[&str]) -> Result<()> {
+pub(crate) fn says(agent: &Agent, parts: &[&str]) -> Result<()> {
     let what = format!("log line with {parts:?}");
     agent.stderr.find(0, SOON, &what, |line| parts.iter().all(|part| line.contains(part)).then_some(()))
 }
 
 /// Counts are exact for what is still observed.
-fn counts(agent: &Agent) -> Result<()> {
+pub(crate) fn counts(agent: &Agent) -> Result<()> {
     let (cgroup, folder) = (Cgroup::new("still")?, TempDir::with_prefix("galen-test-")?);
     let file = folder.path().join("mix");
     let done = Load::run(&cgroup, &["write-mix", file.to_str().context("UTF-8")?, "20"])?;
@@ -44,6 +44,13 @@ fn without_root_it_says_so_and_answers() -> Result<()> {
         Ok(if ready.status == 503 && why { Look::Done(()) } else { Look::NotYet(ready.body) })
     })?;
     ensure!(agent.metrics()?.sum("process_threads", &[]) > 0.0);
+    // What is not observed is not healthy.
+    let node = agent.event("health", |event| event["subject"] == "node")?;
+    ensure!(node["to"] == "unknown" && node["reasons"].to_string().contains("root"), "{node}");
+    let mut command = galen_tests::command::galen()?;
+    command.args(["status", "--listen", &agent.addr.to_string()]);
+    let done = galen_tests::command::finish(&mut command, SOON)?;
+    ensure!(done.code() == 1 && done.stdout.contains("unknown"), "{} {}", done.status, done.stdout);
     agent.stop()
 }
 

@@ -17,6 +17,9 @@ pub(super) fn run(context: &Context) -> Result<Outcome> {
     context.build_agent()?;
     host::ensure_mounts()?;
     apt::ensure(&["containerd", "runc"], "a container runtime, whose names of containers are tested")?;
+    if process::find("ip").is_none() {
+        apt::ensure(&["iproute2"], "`ip`, which makes the tests' network namespaces")?;
+    }
     let programs = test_programs()?;
     if programs.is_empty() {
         bail!("package {} has no test program; its tests lie in tests/", package::TESTS);
@@ -46,7 +49,7 @@ fn variable(name: &str, value: PathBuf) -> String {
     format!("{name}={}", value.display())
 }
 
-fn test_programs() -> Result<Vec<PathBuf>> {
+pub(super) fn test_programs() -> Result<Vec<PathBuf>> {
     let mut command = process::cargo();
     command.args([
         "test",

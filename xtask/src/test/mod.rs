@@ -7,6 +7,7 @@ mod fresh;
 pub(crate) mod lint;
 mod shell;
 mod structure;
+mod vm;
 
 use std::cell::OnceCell;
 use std::ffi::OsString;
@@ -31,6 +32,14 @@ pub(crate) enum Outcome {
 pub(crate) struct Options {
     /// The fresh machine runs the unit tests only.
     pub(crate) short: bool,
+    /// Kernels of suite `vm`; all of them when none is named.
+    pub(crate) kernels: Vec<String>,
+    /// All end-to-end tests on each kernel of suite `vm`.
+    pub(crate) long: bool,
+    /// Suite `vm` writes `docs/kernels.md`.
+    pub(crate) write_docs: bool,
+    /// What machines of suite `vm` run in place of the tests.
+    pub(crate) command: Option<String>,
     /// Handed to the test programs.
     pub(crate) arguments: Vec<OsString>,
 }
@@ -63,7 +72,7 @@ struct Suite {
 }
 
 /// In the order they run: what is quick and breaks most comes first.
-const SUITES: [Suite; 7] = [
+const SUITES: [Suite; 8] = [
     Suite {
         name: "unit",
         about: "unit tests of the agent, the shared crate and xtask, the layout rules among them",
@@ -90,7 +99,7 @@ const SUITES: [Suite; 7] = [
     },
     Suite {
         name: "structure",
-        about: "the layout rules alone: stages import earlier stages only, no long files",
+        about: "the layout rules alone: stages import earlier stages only, unsafe code only where it is listed, no long files",
         needs: "nothing",
         time: "1 s",
         by_default: false,
@@ -119,6 +128,14 @@ const SUITES: [Suite; 7] = [
         time: "25 min; 12 min with --short",
         by_default: false,
         run: fresh::run,
+    },
+    Suite {
+        name: "vm",
+        about: "the table of docs/kernels.md: each variant of hooks on Debian's kernels 5.10, 6.1, 6.12 and the newest",
+        needs: "apt for the kernels and QEMU, iproute2, e2fsprogs, 3 GB of memory",
+        time: "6 min when built; with --long 1 h",
+        by_default: false,
+        run: vm::run,
     },
 ];
 

@@ -22,7 +22,7 @@ use super::Outcome;
 
 /// A response's body is read up to here, in bytes, and thrown away.
 const RESPONSE_MAX_BYTES: usize = 64 * 1024;
-/// Connecting has this at most, or the deadline of the act if that is shorter.
+/// Connecting has this at most; the deadline of the act bounds the whole.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// The body is read for this long at most.
 const DRAIN_MAX: Duration = Duration::from_millis(500);
@@ -58,7 +58,7 @@ impl Client {
         });
         let exchange = async {
             let request = request(uri, headers, token_file, body).await?;
-            self.exchange(request, deadline.min(CONNECT_MAX), &host).await
+            self.exchange(request, &host).await
         };
         match tokio::time::timeout(deadline, exchange).await {
             Ok(Ok(()) | Err(Outcome::Succeeded)) => Outcome::Succeeded,
@@ -70,19 +70,14 @@ impl Client {
         }
     }
 
-    async fn exchange(
-        &self,
-        request: Request<Full<Bytes>>,
-        connect: Duration,
-        host: &str,
-    ) -> Result<(), Outcome> {
+    async fn exchange(&self, request: Request<Full<Bytes>>, host: &str) -> Result<(), Outcome> {
         let sent = if request.uri().scheme_str() == Some("https") {
-            let client = self.https.get_or_try_init(|| https(connect)).await.map_err(|error| {
+            let client = self.https.get_or_try_init(https).await.map_err(|error| {
                 Outcome::FailedPermanent(format!("no root certificates for {host}: {error}"))
             })?;
             client.request(request).await
         } else {
-            plain(connect).request(request).await
+            plain().request(request).await
         };
         let response = sent.map_err(|error| {
             let reason = format!("{host}: {}", innermost(&error));
@@ -161,24 +156,24 @@ async fn drain(response: Response<Incoming>) {
     }
 }
 
-fn connector(connect: Duration) -> HttpConnector {
+fn connector() -> HttpConnector {
     let mut connector = HttpConnector::new();
-    connector.set_connect_timeout(Some(connect));
+    connector.set_connect_timeout(Some(CONNECT_MAX));
     connector.enforce_http(false);
     connector
 }
 
-fn plain(connect: Duration) -> Plain {
-    HttpClient::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector(connect))
+fn plain() -> Plain {
+    HttpClient::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector())
 }
 
-async fn https(connect: Duration) -> std::io::Result<Https> {
+async fn https() -> std::io::Result<Https> {
     let load = || {
         let provider = rustls::crypto::ring::default_provider();
         HttpsConnectorBuilder::new().with_provider_and_native_roots(provider)
     };
     let builder = tokio::task::spawn_blocking(load).await.map_err(std::io::Error::other)??;
-    let connector = builder.https_only().enable_http1().wrap_connector(connector(connect));
+    let connector = builder.https_only().enable_http1().wrap_connector(connector());
     Ok(HttpClient::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector))
 }
 

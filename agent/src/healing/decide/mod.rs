@@ -185,6 +185,25 @@ pub fn on_tick(state: &mut State, now: Duration, policies: &PolicySet) -> Vec<De
     out
 }
 
+/// Skips a signal for good, for `reason`: every policy that it triggers says so for each of its actions.
+#[must_use]
+pub fn turn_away(input: &Input, policies: &PolicySet, mode: Mode, reason: &str) -> Vec<Decision> {
+    policies
+        .policies
+        .iter()
+        .filter(|policy| policy.triggers.contains(&input.signal))
+        .flat_map(|policy| Run::new(input, policy, mode, &policies.limits).all(Phase::Skipped, reason))
+        .collect()
+}
+
+/// Skips every action that has not begun, for `reason`. Those that run are left, for [`on_outcome`].
+#[must_use]
+pub fn end(state: &mut State, reason: &str) -> Vec<Decision> {
+    let mut out = Vec::new();
+    state.end(reason, &mut out);
+    out
+}
+
 /// Takes a person's approval of an action that waits for one.
 ///
 /// # Errors

@@ -230,6 +230,18 @@ impl Run {
         true
     }
 
+    /// Skips every action that is still to come.
+    pub(super) fn end(&mut self, reason: &str, out: &mut Vec<Decision>) {
+        for index in 0..self.actions.len() {
+            match self.actions[index].status {
+                Status::Waiting | Status::Awaiting(_) | Status::Ready(_) | Status::Backoff(_) => {
+                    self.skip(index, reason.to_owned(), out);
+                }
+                Status::Running | Status::Succeeded | Status::Ended => {}
+            }
+        }
+    }
+
     /// Starts an action that is ready; in dry run it has succeeded with that.
     pub(super) fn start(&mut self, index: usize, out: &mut Vec<Decision>) {
         self.actions[index].attempts += 1;

@@ -160,6 +160,14 @@ impl State {
         self.runs.retain(|run| !run.is_over());
     }
 
+    /// Skips what is not running, and forgets the runs that are over with it.
+    pub(super) fn end(&mut self, reason: &str, out: &mut Vec<Decision>) {
+        for run in &mut self.runs {
+            run.end(reason, out);
+        }
+        self.runs.retain(|run| !run.is_over());
+    }
+
     fn has_room(&self, at: usize) -> bool {
         let run = &self.runs[at];
         let same = self.runs.iter().filter(|other| other.policy == run.policy);

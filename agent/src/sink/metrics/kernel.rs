@@ -113,7 +113,7 @@ fn collect_histograms(
 fn render_fates(encoder: &mut Encoder, fates: &[ProbeFates]) {
     type Value = fn(&ProbeFates) -> u64;
     let of = |probe: Probe| fates.iter().find(|fates| fates.probe == probe);
-    let families: [(&Family, Value); 7] = [
+    let families: [(&Family, Value); 8] = [
         (&families::SEEN, |fates| fates.seen),
         (&families::DELIVERED, |fates| fates.delivered),
         (&families::FILTERED, |fates| fates.filtered),
@@ -121,6 +121,7 @@ fn render_fates(encoder: &mut Encoder, fates: &[ProbeFates]) {
         (&families::IN_FLIGHT, |fates| fates.in_flight),
         (&families::START_UNKNOWN, |fates| fates.start_unknown),
         (&families::STATS_FULL, |fates| fates.stats_full),
+        (&families::UNCOUNTED, |fates| fates.uncounted),
     ];
     for (family, value) in families {
         encoder.family(family);
@@ -147,19 +148,24 @@ fn render_programs(encoder: &mut Encoder, totals: &Totals) {
         let labels = label("probe", info.probe.name()).with("hook", &info.hook).with("variant", info.variant);
         encoder.sample(&families::PROBE_INFO, &labels, 1);
     }
-    let mut programs: std::collections::BTreeMap<&str, (u64, u64)> = std::collections::BTreeMap::new();
+    let mut programs: std::collections::BTreeMap<&str, [u64; 3]> = std::collections::BTreeMap::new();
     for program in &totals.programs {
         // One program may be attached more than once under the same name.
-        let (time_ns, runs) = programs.entry(&program.program).or_default();
-        *time_ns += program.run_time_ns;
-        *runs += program.runs;
+        let sums = programs.entry(&program.program).or_default();
+        for (sum, value) in sums.iter_mut().zip([program.run_time_ns, program.runs, program.missed_runs]) {
+            *sum += value;
+        }
     }
     encoder.family(&families::BPF_RUN_SECONDS);
-    for (name, (time_ns, _)) in &programs {
+    for (name, [time_ns, ..]) in &programs {
         encoder.sample(&families::BPF_RUN_SECONDS, &label("program", name), Seconds(*time_ns));
     }
     encoder.family(&families::BPF_RUNS);
-    for (name, (_, runs)) in &programs {
+    for (name, [_, runs, _]) in &programs {
         encoder.sample(&families::BPF_RUNS, &label("program", name), runs);
+    }
+    encoder.family(&families::BPF_MISSED_RUNS);
+    for (name, [.., missed]) in &programs {
+        encoder.sample(&families::BPF_MISSED_RUNS, &label("program", name), missed);
     }
 }

@@ -17,6 +17,7 @@ pub use encoder::Format;
 pub use process::Process;
 
 use crate::event::{Kind, Totals};
+use crate::healing::Stats;
 use crate::health::SubjectHealth;
 use bounded::Bounded;
 use buckets::Cumulative;
@@ -31,6 +32,8 @@ pub struct Input<'a> {
     pub health: &'a [SubjectHealth],
     /// What the agent counts itself.
     pub counters: &'a Counters,
+    /// What healing counts itself.
+    pub healing: &'a Stats,
     /// What outputs dropped.
     pub outputs: &'a [OutputDrops],
     /// The agent's own process.

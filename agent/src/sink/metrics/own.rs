@@ -4,6 +4,7 @@ use super::Input;
 use super::encoder::{Encoder, Labels, label};
 use super::families;
 use crate::event::{HealthState, IdentityTotals, Kind};
+use crate::incidents::Reading;
 
 pub(super) fn render(encoder: &mut Encoder, input: &Input<'_>) {
     render_identity(encoder, &input.totals.identity);
@@ -22,11 +23,16 @@ pub(super) fn render(encoder: &mut Encoder, input: &Input<'_>) {
     for (signal, count) in input.counters.faults() {
         encoder.sample(&families::FAULTS, &label("signal", signal.name()), count);
     }
+    encoder.single(&families::FAULTS_UNTRACKED, input.counters.faults_untracked());
     encoder.family(&families::HEALING);
-    for ((policy, action_type, phase), count) in input.counters.healing() {
-        let labels = label("policy", &policy).with("type", action_type).with("phase", phase.name());
-        encoder.sample(&families::HEALING, &labels, count);
+    for step in &input.healing.actions {
+        let labels = label("policy", &step.policy).with("type", step.action_type).with("phase", step.phase);
+        encoder.sample(&families::HEALING, &labels, step.count);
     }
+    encoder.single(&families::HEALING_DROPPED, input.healing.dropped_events);
+    encoder.single(&families::HEALING_EVICTED, input.healing.evicted_subjects);
+    encoder.single(&families::AUDIT_FAILURES, input.healing.audit_failures);
+    render_incidents(encoder, &input.counters.incidents.read());
     render_outputs(encoder, input);
     encoder.family(&families::BUILD_INFO);
     let labels = label("version", env!("CARGO_PKG_VERSION")).with("arch", std::env::consts::ARCH);
@@ -52,6 +58,24 @@ fn render_identity(encoder: &mut Encoder, identity: &IdentityTotals) {
     encoder.single(&families::CRI_REQUESTS, identity.cri_requests);
 }
 
+fn render_incidents(encoder: &mut Encoder, incidents: &Reading) {
+    encoder.single(&families::INCIDENTS_WRITTEN, incidents.written);
+    encoder.single(&families::INCIDENTS_EVICTED, incidents.evicted);
+    encoder.family(&families::INCIDENTS_FAILED);
+    for (reason, count) in incidents.failed {
+        encoder.sample(&families::INCIDENTS_FAILED, &label("reason", reason), count);
+    }
+    let (files, bytes) = incidents.files;
+    encoder.single(&families::INCIDENTS_FILES, files);
+    encoder.single(&families::INCIDENTS_FILE_BYTES, bytes);
+    encoder.single(&families::RECORDER_EVENTS, incidents.recorder_events);
+    encoder.single(&families::RECORDER_BYTES, incidents.recorder_bytes);
+    encoder.family(&families::RECORDER_EVICTED);
+    for (reason, count) in incidents.recorder_evicted {
+        encoder.sample(&families::RECORDER_EVICTED, &label("reason", reason), count);
+    }
+}
+
 fn render_outputs(encoder: &mut Encoder, input: &Input<'_>) {
     encoder.family(&families::OUTPUT_DROPPED);
     for drops in input.outputs {
@@ -68,4 +92,5 @@ fn render_outputs(encoder: &mut Encoder, input: &Input<'_>) {
     let (connections, refused) = input.counters.connections();
     encoder.single(&families::HTTP_CONNECTIONS, connections);
     encoder.single(&families::HTTP_REFUSED, refused);
+    encoder.single(&families::PEERS_REFUSED, input.counters.peers_refused());
 }

@@ -8,9 +8,10 @@ use super::families::{ALL, Type};
 use super::parser::{Page, parse};
 use super::*;
 use crate::event::{
-    Body, CgroupTotals, Errno, Event, Fault, Healing, HealthState, Histogram, Identity, IdentityTotals,
-    OomScope, Phase, Probe, ProbeFates, ProbeInfo, ProgramTotals, Signal, WallTime,
+    Body, CgroupTotals, Errno, Event, Fault, HealthState, Histogram, Identity, IdentityTotals, OomScope,
+    Probe, ProbeFates, ProbeInfo, ProgramTotals, Signal, WallTime,
 };
+use crate::healing::ActionCount;
 
 fn histogram(values: &[u64], unit_ns: u64) -> Histogram {
     let mut counts = vec![0; BUCKETS];
@@ -49,6 +50,7 @@ fn totals(cgroups: Vec<CgroupTotals>) -> Totals {
         in_flight: 2,
         start_unknown: 0,
         stats_full: 0,
+        uncounted: 0,
     };
     let probe = ProbeInfo {
         probe: Probe::OomKill,
@@ -56,8 +58,12 @@ fn totals(cgroups: Vec<CgroupTotals>) -> Totals {
         variant: "tp_btf",
         refused: Vec::new(),
     };
-    let program = ProgramTotals { program: "write_exit".to_owned(), run_time_ns: 1_500_000_000, runs: 3 };
-    let programs = vec![program.clone(), program];
+    let program = ProgramTotals {
+        program: "write_exit".to_owned(),
+        run_time_ns: 1_500_000_000,
+        runs: 3,
+        missed_runs: 1,
+    };
     let identity = IdentityTotals {
         entries: vec![("cgroup", 3)],
         bytes: vec![("cgroup", 900)],
@@ -65,7 +71,13 @@ fn totals(cgroups: Vec<CgroupTotals>) -> Totals {
         cri_failures: vec![("timed_out", 1)],
         ..IdentityTotals::default()
     };
-    Totals { cgroups, fates: vec![fates], programs, probes: vec![probe], identity }
+    Totals {
+        cgroups,
+        fates: vec![fates],
+        programs: vec![program.clone(), program],
+        probes: vec![probe],
+        identity,
+    }
 }
 
 fn health(state: HealthState) -> SubjectHealth {
@@ -80,28 +92,33 @@ fn health(state: HealthState) -> SubjectHealth {
 
 fn counters() -> Counters {
     let counters = Counters::default();
-    let trace_id: Arc<str> = "t".into();
     let fault = Fault {
         signal: Signal::WriteSlow,
         subject: "unit:a".into(),
         value: 1.0,
         threshold: 0.1,
         breaches: 3,
-        trace_id: Arc::clone(&trace_id),
+        trace_id: "t".into(),
     };
     counters.count(&Event::of_node(WallTime(0), "n".into(), Body::Fault(fault)));
-    let step = Healing {
-        policy: "tell \"all\"".into(),
-        action_id: "a".into(),
-        action_type: "notify/webhook",
-        phase: Phase::Verified,
-        dry_run: false,
-        reason: None,
-        trace_id,
-    };
-    counters.count(&Event::of_node(WallTime(0), "n".into(), Body::Healing(step)));
     counters.count_request("/metrics", 200);
     counters
+}
+
+fn healing() -> Stats {
+    let step = ActionCount {
+        policy: "tell \"all\"".into(),
+        action_type: "notify/webhook",
+        phase: "verified",
+        count: 1,
+    };
+    Stats {
+        actions: vec![step],
+        dropped_events: 5,
+        audit_failures: 6,
+        evicted_subjects: 7,
+        approvals: Vec::new(),
+    }
 }
 
 fn render(exporter: &mut Exporter, totals: &Totals, format: Format) -> Page {
@@ -110,7 +127,14 @@ fn render(exporter: &mut Exporter, totals: &Totals, format: Format) -> Page {
     let outputs = [OutputDrops { output: "stdout", reason: "output_full", by_kind: [1, 0, 0, 0, 0, 0, 0] }];
     let counters = counters();
     let process = Process::read();
-    let input = Input { totals, health: &health, counters: &counters, outputs: &outputs, process: &process };
+    let input = Input {
+        totals,
+        health: &health,
+        counters: &counters,
+        healing: &healing(),
+        outputs: &outputs,
+        process: &process,
+    };
     parse(&exporter.render(&input, format), format)
 }
 
@@ -162,6 +186,10 @@ fn the_values_are_those_that_were_counted() {
     assert_eq!(value("galen_faults_total", &[("signal", "target_down")]), Some(0.0), "from 0");
     let healing = [("policy", "tell \"all\""), ("type", "notify/webhook"), ("phase", "verified")];
     assert_eq!(value("galen_healing_actions_total", &healing), Some(1.0));
+    assert_eq!(value("galen_healing_events_dropped_total", &[]), Some(5.0));
+    assert_eq!(value("galen_audit_failures_total", &[]), Some(6.0));
+    assert_eq!(value("galen_healing_subjects_evicted_total", &[]), Some(7.0));
+    assert_eq!(value("galen_identity_evictions_total", &[("kind", "cgroup")]), Some(1.0));
     let dropped =
         |probe, reason| value("galen_events_dropped_total", &[("probe", probe), ("reason", reason)]);
     assert_eq!(dropped("file_write", "ring_full"), Some(1.0));
