@@ -4,15 +4,12 @@
 //! Invariant: a record that was lost is counted, so that whoever follows the changes knows when to look at
 //! the hierarchy itself. Without hooks there are no records, and nothing else is missing.
 
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use aya::maps::{MapData, PerCpuArray, RingBuf};
 use galen_common::cgroup::{CGROUP_PATH_BYTES, CgroupChangeKind, CgroupChangeRecord, change_counts};
 use galen_common::map_names;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -21,6 +18,7 @@ use super::KernelError;
 use super::host::Offers;
 use super::ladder::{Attaching, attach_programs, lacks, name};
 use super::layout::{CGROUP_FIELDS, CGROUP_NEEDS, value_of};
+use super::rings::watched;
 use super::wire::{ChangeCounts, Wire};
 use crate::config::Variant;
 use galen_common::globals::ABSENT;
@@ -183,9 +181,7 @@ impl CgroupChanges {
         tracker: &TaskTracker,
         shutdown: &CancellationToken,
     ) -> std::io::Result<()> {
-        let fd = self.ring.as_fd().try_clone_to_owned()?;
-        // SAFETY: an `OwnedFd` keeps its descriptor open, and the same one, until it is dropped.
-        let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
+        let fd = watched(&self.ring)?;
         let notify = Arc::clone(notify);
         tracker.spawn(shutdown.clone().run_until_cancelled_owned(async move {
             while let Ok(mut guard) = fd.readable().await {

@@ -193,11 +193,7 @@ fn spawn_parts(
         tracing::warn!("the event rings cannot be watched ({error}); they are read by the timer alone");
     }
     if config.identity.cri.enabled {
-        let following = follow_runtime(config, Arc::clone(&book));
-        tasks.spawn(shutdown.clone().run_until_cancelled_owned(following));
-    }
-    if config.identity.cri.enabled {
-        tasks.spawn(shutdown.clone().run_until_cancelled_owned(follow_runtime(&config, Arc::clone(&book))));
+        tasks.spawn(shutdown.clone().run_until_cancelled_owned(follow_runtime(config, Arc::clone(&book))));
     }
     let drain_end = CancellationToken::new();
     let drained = tokio::spawn(drain.run(drain_end.clone()));
