@@ -6,6 +6,7 @@
 #![no_std]
 
 pub mod accounting;
+pub mod cgroup;
 pub mod file_write;
 pub mod globals;
 pub mod histogram;
@@ -45,4 +46,9 @@ pub mod map_names {
     pub const OOM_PAIRING: &str = "OOM_PAIRING";
     /// Files already reported as touched, by cgroup, device and inode.
     pub const TOUCHED_FILES: &str = "TOUCHED_FILES";
+    /// The ring of cgroups that were made, removed or renamed, apart so that whoever may make cgroups cannot
+    /// push out an OOM record.
+    pub const CGROUP_RING: &str = "CGROUP_RING";
+    /// Per-CPU counters of what became of those records, see [`crate::cgroup::change_counts`].
+    pub const CGROUP_CHANGES: &str = "CGROUP_CHANGES";
 }

@@ -3,6 +3,7 @@
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use galen_common::accounting::{FATES as FATE_COUNT, Probe};
+use galen_common::cgroup::change_counts;
 use galen_common::file_write::{
     TouchedFileKey, WRITE_SLOTS_MAX, WRITE_STARTS_SPILLED_MAX, WriteErrorKey, WriteSlot, WriteStart,
     WriteStats,
@@ -60,3 +61,11 @@ pub static OOM_MARKED: PerCpuArray<Marked, 1> = PerCpuArray::new();
 /// One of `oom_pairing`.
 #[btf_map]
 pub static OOM_PAIRING: Array<u32, 1> = Array::new();
+
+/// Cgroups that were made, removed or renamed.
+#[btf_map]
+pub static CGROUP_RING: RingBuf<u8, 262144> = RingBuf::new();
+
+/// By `cgroup::change_counts`.
+#[btf_map]
+pub static CGROUP_CHANGES: PerCpuArray<[u64; change_counts::LEN], 1> = PerCpuArray::new();

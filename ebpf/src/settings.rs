@@ -28,6 +28,8 @@ pub fn has(offset: &u64) -> bool {
 settings! {
     /// One of `globals::cgroup_source`.
     CGROUP_SOURCE: 0;
+    /// Id of the v1 memory controller's hierarchy; `ABSENT` when there is none.
+    CGROUP_V1_HIERARCHY: ABSENT;
     /// Id of the v2 hierarchy's root.
     CGROUP_V2_ROOT_ID: 1;
     /// CPU number & this = shard of the statistics.
@@ -96,6 +98,10 @@ settings! {
     OFF_CGROUP_KN: ABSENT;
     /// `kernfs_node.id`.
     OFF_KN_ID: ABSENT;
+    /// `cgroup.root`.
+    OFF_CGROUP_ROOT: ABSENT;
+    /// `cgroup_root.hierarchy_id`.
+    OFF_CGROUP_ROOT_HIERARCHY: ABSENT;
 
     /// `task_struct.files`.
     OFF_TASK_FILES: ABSENT;
@@ -190,4 +196,13 @@ settings! {
     OFF_TP_VICTIM_PGTABLES: ABSENT;
     /// ... `oom_score_adj`.
     OFF_TP_VICTIM_SCORE_ADJ: ABSENT;
+
+    /// Classic tracepoints `cgroup:*`: `root`.
+    OFF_TP_CGROUP_HIERARCHY: ABSENT;
+    /// ... `id`, of eight bytes.
+    OFF_TP_CGROUP_ID: ABSENT;
+    /// ... `id`, of four bytes on older kernels.
+    OFF_TP_CGROUP_ID_LOW: ABSENT;
+    /// ... `path`, a `__data_loc`.
+    OFF_TP_CGROUP_PATH: ABSENT;
 }

@@ -7,6 +7,7 @@ use aya_ebpf::helpers::{
     bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_current_task, bpf_get_current_task_btf,
     bpf_get_current_uid_gid,
 };
+use galen_common::cgroup::V1_MEMORY_BIT;
 use galen_common::globals::cgroup_source;
 use galen_common::record::{Header, RecordKind, TASK_COMM_LEN, header_flags};
 
@@ -73,14 +74,19 @@ pub unsafe fn cgroup_id_of<R: Reader>(task: *const u8) -> u64 {
         }
         if source == cgroup_source::V1_MEMORY || source == cgroup_source::HYBRID {
             let state = R::pointer(css_set, &OFF_CSS_SET_MEMORY);
-            return kernfs_id::<R>(R::pointer(state, &OFF_CSS_CGROUP));
+            let id = kernfs_id::<R>(R::pointer(state, &OFF_CSS_CGROUP));
+            return if source == cgroup_source::HYBRID && id != 0 { id | V1_MEMORY_BIT } else { id };
         }
         0
     }
 }
 
+/// Id of a cgroup.
+///
+/// # Safety
+/// `cgroup` must be a `struct cgroup` that `R` can follow.
 #[inline(always)]
-unsafe fn kernfs_id<R: Reader>(cgroup: *const u8) -> u64 {
+pub unsafe fn kernfs_id<R: Reader>(cgroup: *const u8) -> u64 {
     // SAFETY: passed on to the caller.
     unsafe { R::member(R::pointer(cgroup, &OFF_CGROUP_KN), &OFF_KN_ID) }
 }

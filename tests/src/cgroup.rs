@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::unique;
 use crate::wait::until;
@@ -18,6 +18,7 @@ pub struct Cgroup {
     /// Its folder.
     pub folder: PathBuf,
     root: &'static str,
+    is_own: bool,
 }
 
 impl Cgroup {
@@ -28,6 +29,17 @@ impl Cgroup {
     pub fn new(what: &str) -> Result<Self> {
         let root = root()?;
         Self::make(Path::new(root).join(unique(what)), root)
+    }
+
+    /// Uses one that another made, who also removes it.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub fn at(path: &str) -> Result<Self> {
+        let root = root()?;
+        let folder = PathBuf::from(format!("{root}{path}"));
+        ensure!(folder.is_dir(), "there is no cgroup {}", folder.display());
+        Ok(Self { folder, root, is_own: false })
     }
 
     /// Makes one below this one.
@@ -48,7 +60,7 @@ impl Cgroup {
                 folder.display()
             )
         })?;
-        Ok(Self { folder, root })
+        Ok(Self { folder, root, is_own: true })
     }
 
     fn is_v1(&self) -> bool {
@@ -104,6 +116,9 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
+        if !self.is_own {
+            return;
+        }
         // Busy until the last of its processes is reaped.
         let removed = || match fs::remove_dir(&self.folder) {
             Ok(()) => true,

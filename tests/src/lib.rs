@@ -15,6 +15,7 @@ pub mod matrix;
 pub mod metrics;
 pub mod netns;
 pub mod receiver;
+pub mod runtime;
 pub mod tmpfs;
 pub mod wait;
 

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::paths::{self, Profile};
 use crate::setup::{self, Tools};
+use crate::strip::strip_debug;
 use crate::{package, process};
 
 /// Where the agent's build script looks for the object it embeds.
@@ -57,7 +58,7 @@ pub(crate) fn object() -> Result<PathBuf> {
     compile(&tools).context("the eBPF object does not build")?;
     let built = paths::target().join("ebpf").join(TARGET).join("release/galen-ebpf");
     let object = paths::ebpf_object();
-    copy_if_changed(&built, &object)?;
+    copy_if_changed(&built, &object, strip_debug)?;
     Ok(object)
 }
 
@@ -101,8 +102,9 @@ fn flags(linker: &Path) -> String {
 }
 
 /// The agent's build script watches the copy, so equal bytes must keep their time.
-fn copy_if_changed(from: &Path, to: &Path) -> Result<()> {
-    let new = fs::read(from).with_context(|| format!("the build left no object at {}", from.display()))?;
+fn copy_if_changed(from: &Path, to: &Path, transform: impl Fn(&[u8]) -> Result<Vec<u8>>) -> Result<()> {
+    let built = fs::read(from).with_context(|| format!("the build left no object at {}", from.display()))?;
+    let new = transform(&built)?;
     if fs::read(to).is_ok_and(|old| old == new) {
         return Ok(());
     }
@@ -145,14 +147,15 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("galen-xtask-copy-{}", std::process::id()));
         fs::create_dir_all(&dir).expect("a temporary directory");
         let (from, to) = (dir.join("from"), dir.join("to"));
+        let same = |bytes: &[u8]| Ok(bytes.to_vec());
         let modified = || fs::metadata(&to).and_then(|meta| meta.modified()).expect("the copy is there");
         fs::write(&from, "one").expect("written");
-        copy_if_changed(&from, &to).expect("copied");
+        copy_if_changed(&from, &to, same).expect("copied");
         let first = modified();
-        copy_if_changed(&from, &to).expect("compared");
+        copy_if_changed(&from, &to, same).expect("compared");
         assert_eq!(modified(), first);
         fs::write(&from, "two").expect("written");
-        copy_if_changed(&from, &to).expect("copied");
+        copy_if_changed(&from, &to, same).expect("copied");
         assert_eq!(fs::read_to_string(&to).expect("read"), "two");
         fs::remove_dir_all(&dir).expect("removed");
     }

@@ -13,6 +13,7 @@ mod paths;
 mod process;
 mod run;
 mod setup;
+mod strip;
 mod test;
 
 use std::process::ExitCode;

@@ -4,14 +4,16 @@
 //! at once.
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 use serde::Serialize;
 
 use super::UNUSABLE;
 use crate::config::{self, Config, Overrides};
+use crate::identity::{Names, cri};
 use crate::kernel::cgroups::Hierarchies;
 use crate::kernel::{Core, host, tracefs};
 use crate::privilege;
@@ -97,17 +99,20 @@ fn examine(config: &Config) -> Report {
     let hierarchies = Hierarchies::find(&config.host.proc, &config.host.cgroup).unwrap_or_default();
     let release = std::fs::read_to_string(config.host.proc.join("sys/kernel/osrelease")).unwrap_or_default();
     let mut facts = facts(config, &hierarchies);
+    facts.extend(runtimes(config));
     let probes = match Core::start(&config.kernel, &config.host, &hierarchies) {
-        Ok(core) => core
-            .report
-            .iter()
-            .map(|probe| ProbeReport {
-                probe: probe.probe.name(),
-                hook: probe.hook.clone(),
-                variant: probe.variant,
-                refused: probe.refused.clone(),
-            })
-            .collect(),
+        Ok(core) => {
+            facts.push(cgroup_changes(&core));
+            core.report
+                .iter()
+                .map(|probe| ProbeReport {
+                    probe: probe.probe.name(),
+                    hook: probe.hook.clone(),
+                    variant: probe.variant,
+                    refused: probe.refused.clone(),
+                })
+                .collect()
+        }
         Err(error) => {
             facts.push(Fact { name: "loading", state: "missing", detail: error.to_string() });
             Vec::new()
@@ -192,6 +197,53 @@ fn facts(config: &Config, hierarchies: &Hierarchies) -> Vec<Fact> {
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     facts.push(fact("processors", true, cpus.to_string()));
     facts
+}
+
+/// Which hook tells of new cgroups.
+fn cgroup_changes(core: &Core) -> Fact {
+    let changes = &core.cgroup_changes;
+    let (state, detail) = match changes.variant {
+        "none" => ("limited", format!("named at their first event: {}", changes.refused.join("; "))),
+        variant => ("ok", format!("told as they are made and removed, by {variant}")),
+    };
+    Fact { name: "new cgroups", state, detail }
+}
+
+/// The sockets of container runtimes that are there, and whether they name containers.
+fn runtimes(config: &Config) -> Vec<Fact> {
+    let name = "container runtime";
+    let cri = &config.identity.cri;
+    if !cri.enabled {
+        let detail = "switched off by `identity.cri.enabled`: containers have ids and no names";
+        return vec![Fact { name, state: "limited", detail: detail.to_owned() }];
+    }
+    let sockets = cri::candidates(cri.socket.as_deref());
+    let answers: Vec<Fact> = sockets
+        .iter()
+        .filter(|socket| socket.exists())
+        .map(|socket| {
+            let (state, said) = match ask(socket, cri.timeout.0) {
+                Ok(names) => ("ok", format!("names {} containers", names.len())),
+                Err(error) => ("limited", error),
+            };
+            Fact { name, state, detail: format!("{}: {said}", socket.display()) }
+        })
+        .collect();
+    if answers.is_empty() {
+        let tried: Vec<_> = sockets.iter().map(|socket| socket.display().to_string()).collect();
+        let detail = format!("none at {}: containers have ids and no names", tried.join(", "));
+        return vec![Fact { name, state: "limited", detail }];
+    }
+    answers
+}
+
+/// What the runtime at this socket calls its containers.
+fn ask(socket: &Path, deadline: Duration) -> Result<Names, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("it cannot be asked: {error}"))?;
+    runtime.block_on(cri::list(socket, deadline)).map_err(|error| error.to_string())
 }
 
 fn for_people(report: &Report, is_terminal: bool) -> String {

@@ -36,6 +36,7 @@ const DAY: Span = Span(Duration::from_secs(24 * 60 * 60));
 pub(super) fn check(config: &Config) -> Vec<Finding> {
     let mut findings = Findings(Vec::new());
     kernel(config, &mut findings);
+    identity(config, &mut findings);
     rules(config, &mut findings);
     healing(config, &mut findings);
     let incidents = &config.incidents;
@@ -85,6 +86,26 @@ fn kernel(config: &Config, findings: &mut Findings) {
         ("kernel.file_write.slow", kernel.file_write.slow),
     ] {
         findings.range(path, value, Span(Duration::from_micros(1)), Span::secs(3600));
+    }
+}
+
+fn identity(config: &Config, findings: &mut Findings) {
+    let identity = &config.identity;
+    for (path, value) in [
+        ("identity.cgroups_bytes", identity.cgroups_bytes),
+        ("identity.processes_bytes", identity.processes_bytes),
+    ] {
+        findings.range(path, value, super::Bytes::kib(64), super::Bytes::kib(1024 * 1024));
+    }
+    findings.range("identity.keep_removed", identity.keep_removed, Span::secs(1), DAY);
+    findings.range("identity.cri.timeout", identity.cri.timeout, Span::millis(10), Span::secs(60));
+    if identity.cri.socket.as_ref().is_some_and(|socket| !socket.is_absolute()) {
+        let what = "`identity.cri.socket` is no absolute path".to_owned();
+        findings.add(
+            "identity.cri.socket",
+            what,
+            "expected a path such as `/run/containerd/containerd.sock`",
+        );
     }
 }
 

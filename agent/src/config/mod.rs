@@ -37,6 +37,8 @@ pub struct Config {
     pub privileges: Privileges,
     /// The kernel core.
     pub kernel: Kernel,
+    /// Names of cgroups, containers and processes.
+    pub identity: Identity,
     /// Health rules over what the kernel counts.
     pub health: Health,
     /// Fault rules.
@@ -61,6 +63,7 @@ impl Default for Config {
             api: Api::default(),
             privileges: Privileges::default(),
             kernel: Kernel::default(),
+            identity: Identity::default(),
             health: Health::default(),
             faults: Faults::default(),
             healing: Healing::default(),
@@ -264,6 +267,49 @@ pub struct OomKill {
 impl Default for OomKill {
     fn default() -> Self {
         Self { enabled: true }
+    }
+}
+
+/// Names of cgroups, containers and processes.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Identity {
+    /// Memory for the names of cgroups; half of it may be of removed ones.
+    pub cgroups_bytes: Bytes,
+    /// How long the name and the counters of a removed cgroup are kept.
+    pub keep_removed: Span,
+    /// Memory for what is known of processes.
+    pub processes_bytes: Bytes,
+    /// The container runtime.
+    pub cri: Cri,
+}
+
+impl Default for Identity {
+    fn default() -> Self {
+        Self {
+            cgroups_bytes: Bytes::kib(4096),
+            keep_removed: Span::secs(300),
+            processes_bytes: Bytes::kib(1024),
+            cri: Cri::default(),
+        }
+    }
+}
+
+/// The container runtime, which knows the names of containers and pods.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cri {
+    /// Whether it is asked.
+    pub enabled: bool,
+    /// Its socket; default: the first of the usual ones that answers.
+    pub socket: Option<PathBuf>,
+    /// What one listing of all containers may take.
+    pub timeout: Span,
+}
+
+impl Default for Cri {
+    fn default() -> Self {
+        Self { enabled: true, socket: None, timeout: Span::secs(2) }
     }
 }
 

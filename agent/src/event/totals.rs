@@ -16,8 +16,30 @@ pub struct Totals {
     pub programs: Vec<ProgramTotals>,
     /// Which hook each probe uses.
     pub probes: Vec<ProbeInfo>,
-    /// Names of cgroups that were forgotten to make room for others.
-    pub names_evicted: u64,
+    /// What naming keeps and misses.
+    pub identity: IdentityTotals,
+}
+
+/// What is kept to name cgroups and processes, what was forgotten for want of room, and what could not be
+/// named.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct IdentityTotals {
+    /// Entries now, by what they are of.
+    pub entries: Vec<(&'static str, u64)>,
+    /// Bytes that they take, by what they are of.
+    pub bytes: Vec<(&'static str, u64)>,
+    /// Entries that were forgotten for want of room, by what they were of.
+    pub evictions: Vec<(&'static str, u64)>,
+    /// Cgroups of events that were not found.
+    pub lookups_missed: u64,
+    /// Changes to the cgroup hierarchies that the kernel had no room to tell.
+    pub changes_lost: u64,
+    /// Scans of the cgroup hierarchies.
+    pub scans: u64,
+    /// Requests to the container runtime.
+    pub cri_requests: u64,
+    /// Those that failed, by reason.
+    pub cri_failures: Vec<(&'static str, u64)>,
 }
 
 /// The counters of one cgroup.

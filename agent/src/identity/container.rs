@@ -1,9 +1,10 @@
 //! What a cgroup's path says about whose it is. Pure.
 //!
-//! Forms: systemd (`/system.slice/nginx.service`), Docker (`/docker/ID`, `/system.slice/docker-ID.scope`),
-//! containerd and CRI-O under the kubelet with both cgroup drivers
-//! (`/kubepods.slice/…-podUID.slice/cri-containerd-ID.scope`, `/kubepods/burstable/podUID/ID`), Podman
-//! (`/machine.slice/libpod-ID.scope`).
+//! Understood: systemd (services, scopes and slices of the system and of users), Docker, containerd, CRI-O
+//! and Podman, rootful and rootless, under the kubelet with both cgroup drivers, LXC, and all of them inside
+//! one another. A path has the same form in the v1, hybrid and v2 arrangements, so none of it asks which.
+//!
+//! Invariant: a part of a path that could be anything names nothing.
 
 use crate::event::Identity;
 
@@ -12,91 +13,143 @@ use crate::event::Identity;
 pub fn identify(cgroup_id: u64, path: &str) -> Identity {
     let mut identity =
         Identity { cgroup_id: Some(cgroup_id), cgroup: Some(path.into()), ..Identity::default() };
-    for name in path.split('/').filter(|name| !name.is_empty()) {
-        if let Some(uid) = pod_uid(name) {
-            identity.pod_uid = Some(uid);
-        } else if let Some(id) = container_id(name) {
-            identity.container_id = Some(id.into());
-        } else if identity.container_id.is_none() && is_unit(name) {
-            identity.unit = Some(name.into());
-        }
+    let places = Places::of(path);
+    if let Some(place) = places.innermost() {
+        identity.container_id = place.container_id.map(Into::into);
+        identity.pod_uid = place.pod_uid.map(Into::into);
     }
-    // A container's own scope names the container, and not a unit that people know.
-    if identity.container_id.is_some() || identity.pod_uid.is_some() {
-        identity.unit = None;
-    }
+    identity.container = places.machine.map(Into::into);
+    identity.unit = places.unit.map(|unit| unescape(unit).into());
     identity
 }
 
-/// `ID`, `docker-ID.scope`, `cri-containerd-ID.scope`, `crio-ID`, `libpod-ID.scope`: 64 hexadecimal digits
-/// after the last hyphen. CRI-O's `crio-conmon-` and Podman's `libpod-conmon-` are the monitor's.
-fn container_id(name: &str) -> Option<&str> {
-    let stem = name.strip_suffix(".scope").unwrap_or(name);
-    if stem.contains("conmon") {
-        return None;
-    }
-    let id = stem.rsplit_once(['-', ':']).map_or(stem, |(_, id)| id);
-    (id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(id)
+/// A container or a pod that a path goes through.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Place<'p> {
+    /// 64 hexadecimal digits; `None` in a pod's own cgroup.
+    pub(super) container_id: Option<&'p str>,
+    /// With hyphens, as Kubernetes writes it; `None` outside of pods.
+    pub(super) pod_uid: Option<String>,
 }
 
-/// `podUID` (cgroupfs) or `kubepods-burstable-podUID.slice` (systemd, hyphens as underscores).
-fn pod_uid(name: &str) -> Option<Box<str>> {
+/// All that a path goes through, the outermost first: a cluster in a container has pods within containers.
+#[derive(Debug, Default)]
+pub(super) struct Places<'p> {
+    all: Vec<Place<'p>>,
+    unit: Option<&'p str>,
+    machine: Option<&'p str>,
+}
+
+impl<'p> Places<'p> {
+    /// Reads a path.
+    pub(super) fn of(path: &'p str) -> Self {
+        let mut places = Self::default();
+        let mut slice = None;
+        let mut before = "";
+        for name in path.split('/').filter(|name| !name.is_empty()) {
+            // `SLICE:RUNTIME:ID` is what a runtime asks of systemd, and a folder's name where there is none.
+            let mut parts = name.split(':');
+            let first = parts.next().unwrap_or(name);
+            let last = parts.next_back();
+            if let Some(uid) = pod_uid(first) {
+                places.all.push(Place { container_id: None, pod_uid: Some(uid) });
+                places.unit = None;
+            }
+            if let Some(id) = container_id(last.unwrap_or(first), before) {
+                places.enter(id, name);
+            } else if places.all.is_empty() {
+                places.name_unit(name, &mut slice);
+            }
+            before = name;
+        }
+        if places.all.is_empty() && places.machine.is_none() && places.unit.is_none() {
+            places.unit = slice;
+        }
+        places
+    }
+
+    /// The container that the rest of the agent means: in a pod the pod's own one, whatever that runs within
+    /// itself; elsewhere the innermost.
+    pub(super) fn innermost(&self) -> Option<Place<'p>> {
+        let pod = self.all.iter().rposition(|place| place.pod_uid.is_some() && place.container_id.is_none());
+        match pod {
+            Some(pod) => self.all.get(pod + 1).or(self.all.get(pod)).cloned(),
+            None => self.all.last().cloned(),
+        }
+    }
+
+    /// All of them, the outermost first.
+    pub(super) fn all(&self) -> &[Place<'p>] {
+        &self.all
+    }
+
+    fn enter(&mut self, id: &'p str, name: &str) {
+        let pod_uid = self.all.last().and_then(|outer| outer.pod_uid.clone());
+        // Within a pod's container there may be others, which are not the pod's own.
+        let is_own = self.all.last().is_some_and(|outer| outer.container_id.is_none());
+        self.all.push(Place { container_id: Some(id), pod_uid: pod_uid.filter(|_| is_own) });
+        // A container's own scope is no unit that people know; the service that Podman splits is.
+        if !name.starts_with("libpod-payload-") {
+            self.unit = None;
+        }
+        self.machine = None;
+    }
+
+    fn name_unit(&mut self, name: &'p str, slice: &mut Option<&'p str>) {
+        if is_unit(name) {
+            self.unit = Some(name);
+        } else if name.ends_with(".slice") {
+            *slice = Some(name);
+        } else if let Some(machine) = name.strip_prefix("lxc.payload.").filter(|name| !name.is_empty()) {
+            self.machine = Some(machine);
+            self.unit = None;
+        }
+    }
+}
+
+/// `ID`, `docker-ID.scope`, `cri-containerd-ID.scope`, `crio-ID`, `libpod-ID.scope`, `libpod-payload-ID`:
+/// 64 hexadecimal digits after the last hyphen. CRI-O's `crio-conmon-` and Podman's `libpod-conmon-` are the
+/// monitor's, and a bare id right below `libpod_parent` is a pod's of Podman.
+fn container_id<'p>(name: &'p str, before: &str) -> Option<&'p str> {
+    let stem = name.strip_suffix(".scope").unwrap_or(name);
+    let stem = stem.strip_prefix("kata_").unwrap_or(stem);
+    if stem.contains("conmon") || before == "libpod_parent" && !stem.contains('-') {
+        return None;
+    }
+    let id = stem.rsplit_once('-').map_or(stem, |(_, id)| id);
+    let is_id = id.len() == 64 && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    is_id.then_some(id)
+}
+
+/// `podUID` (cgroupfs) or `kubepods-burstable-podUID.slice` (systemd, hyphens as underscores). The UID of a
+/// static pod is a hash without hyphens.
+fn pod_uid(name: &str) -> Option<String> {
     let stem = name.strip_suffix(".slice").unwrap_or(name);
     let (before, uid) = stem.rsplit_once("pod")?;
-    if !(before.is_empty() || before.ends_with('-')) {
+    let is_kubelets = before.is_empty() && stem.len() == name.len()
+        || before.ends_with('-') && before.contains("kubepods")
+        || before.ends_with('-') && before.contains("kubelet");
+    if !is_kubelets {
         return None;
     }
     let uid = uid.replace('_', "-");
     let is_uid = (uid.len() == 36 && uid.split('-').map(str::len).eq([8, 4, 4, 4, 12]))
         || (uid.len() == 32 && !uid.contains('-'));
-    (is_uid && uid.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-')).then(|| uid.into())
+    (is_uid && uid.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-')).then_some(uid)
 }
 
 fn is_unit(name: &str) -> bool {
-    [".service", ".scope", ".socket", ".mount"].iter().any(|suffix| name.ends_with(suffix))
+    [".service", ".scope", ".socket", ".mount", ".swap"]
+        .iter()
+        .any(|suffix| name.len() > suffix.len() && name.ends_with(suffix))
+}
+
+/// systemd puts an underscore before a unit whose name a cgroup file could have (`cg_escape`,
+/// src/basic/cgroup-util.c).
+fn unescape(unit: &str) -> &str {
+    unit.strip_prefix('_').unwrap_or(unit)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const ID: &str = "4f66ad9a0b2e1c6d7e8f90123456789abcdef0123456789abcdef0123456789a";
-
-    #[test]
-    fn every_runtime_and_driver_is_known() {
-        let cases = [
-            (format!("/docker/{ID}"), true, false),
-            (format!("/system.slice/docker-{ID}.scope"), true, false),
-            (format!("/machine.slice/libpod-{ID}.scope/container"), true, false),
-            (format!("/machine.slice/libpod-conmon-{ID}.scope"), false, false),
-            (format!("/kubepods/burstable/pod0a1b2c3d-0a1b-2c3d-4e5f-0123456789ab/{ID}"), true, true),
-            (
-                format!(
-                    "/kubepods.slice/kubepods-burstable.slice/\
-                     kubepods-burstable-pod0a1b2c3d_0a1b_2c3d_4e5f_0123456789ab.slice/cri-containerd-{ID}.scope"
-                ),
-                true,
-                true,
-            ),
-            (format!("/system.slice/containerd.service/kubepods-pod0:cri-containerd:{ID}"), true, false),
-            ("/kubepods/besteffort/pod0a1b2c3d-0a1b-2c3d-4e5f-0123456789ab".to_owned(), false, true),
-            ("/system.slice/podman.service".to_owned(), false, false),
-        ];
-        for (path, has_container, has_pod) in cases {
-            let identity = identify(7, &path);
-            assert_eq!(identity.container_id.as_deref() == Some(ID), has_container, "{path}");
-            assert_eq!(identity.pod_uid.is_some(), has_pod, "{path}");
-            if has_pod {
-                assert_eq!(identity.pod_uid.as_deref(), Some("0a1b2c3d-0a1b-2c3d-4e5f-0123456789ab"));
-            }
-        }
-    }
-
-    #[test]
-    fn the_innermost_unit_is_the_unit() {
-        let path = "/user.slice/user-1000.slice/user@1000.service/app.slice/app-term.scope";
-        assert_eq!(identify(7, path).unit.as_deref(), Some("app-term.scope"));
-        assert_eq!(identify(7, "/system.slice/nginx.service").subject(), "unit:nginx.service");
-        assert_eq!(identify(7, "/a/b").subject(), "cgroup:/a/b");
-    }
-}
+#[path = "container_tests.rs"]
+mod tests;

@@ -1,14 +1,23 @@
-//! Ids from the kernel → names that people know: cgroup id → container or unit, file → path.
+//! Ids from the kernel → names that people know: cgroup → container, pod or unit, file → path, process →
+//! program.
 //!
-//! Reads /proc and the cgroup mounts, and nothing else. Invariant: a name is either right or absent.
+//! Reads /proc, the cgroup mounts and the socket of the container runtime, and nothing else. Invariant: a
+//! name is either right or absent.
 
 mod cgroups;
 mod container;
+pub mod cri;
 mod files;
 mod handle;
+mod names;
 mod oom_scope;
+mod processes;
+mod roots;
 
 pub use cgroups::Cgroups;
 pub use container::identify;
 pub use files::Files;
+pub use names::{Name, Names};
 pub use oom_scope::OomFunctions;
+pub use processes::{Process, Processes};
+pub use roots::scan;

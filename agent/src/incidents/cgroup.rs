@@ -20,6 +20,7 @@ const UNLIMITED_BYTES: u64 = 1 << 62;
 pub(super) struct Tree {
     root: PathBuf,
     v1: bool,
+    hierarchies: Hierarchies,
 }
 
 /// What a cgroup had of memory. What the kernel does not tell is absent.
@@ -82,8 +83,9 @@ pub(super) struct Counts {
 impl Tree {
     /// The hierarchy that has the memory controller; `None` when there is none.
     pub(super) fn new(hierarchies: &Hierarchies) -> Option<Self> {
-        let v1 = hierarchies.v1_memory.clone().map(|root| Self { root, v1: true });
-        v1.or_else(|| hierarchies.v2.clone().map(|root| Self { root, v1: false }))
+        let tree = |root: &PathBuf, v1| Self { root: root.clone(), v1, hierarchies: hierarchies.clone() };
+        let v1 = hierarchies.v1_memory.as_ref().map(|root| tree(root, true));
+        v1.or_else(|| hierarchies.v2.as_ref().map(|root| tree(root, false)))
     }
 
     /// The folder of a cgroup's path, `/` for the root.
@@ -96,7 +98,12 @@ impl Tree {
         !path.split('/').any(|part| part == "..") && self.folder(path).is_dir()
     }
 
-    /// Its id, as the kernel's records have it.
+    /// The key ([`Hierarchies::key`]) of its cgroup with this id.
+    pub(super) fn key(&self, id: u64) -> u64 {
+        if self.v1 { self.hierarchies.v1_memory_key(id) } else { id }
+    }
+
+    /// Its id: the inode number of its folder.
     pub(super) fn id(&self, path: &str) -> Option<u64> {
         fs::metadata(self.folder(path)).ok().map(|found| found.ino())
     }
@@ -283,7 +290,7 @@ pub(super) mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         }
-        let tree = Tree { root: folder.path().to_path_buf(), v1 };
+        let tree = Tree { root: folder.path().to_path_buf(), v1, hierarchies: Hierarchies::default() };
         (folder, tree)
     }
 

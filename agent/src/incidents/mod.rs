@@ -43,7 +43,7 @@ const PENDING_MAX: usize = 256;
 /// Under a flood the rings are never empty; after so many batches what lay in them at the mark is out.
 const BATCHES_MAX: u32 = 256;
 
-/// Names a cgroup by its id.
+/// Names a cgroup by its key ([`Hierarchies::key`]).
 pub type NameCgroup = Arc<dyn Fn(u64) -> Arc<Identity> + Send + Sync>;
 
 /// What incidents are told by, beside the events.
@@ -61,6 +61,8 @@ pub struct Sources {
 pub struct Mark {
     /// The event as it was told.
     pub event: Event,
+    /// Key of its cgroup ([`Hierarchies::key`]), 0 when that is not known.
+    pub cgroup_key: u64,
     /// The fault signal that was raised.
     pub fault: Option<Fault>,
 }
@@ -80,7 +82,7 @@ enum Message {
 pub struct Incidents {
     recorder: Recorder,
     messages: SyncSender<Message>,
-    pending: Vec<(Option<u64>, u32, WallTime)>,
+    pending: Vec<(u64, u32, WallTime)>,
     /// Batches since the first of those.
     batches: u32,
     stats: Arc<Stats>,
@@ -110,21 +112,21 @@ impl Incidents {
         Ok((Self { recorder, messages, pending: Vec::new(), batches: 0, stats }, ended))
     }
 
-    /// Records what a cgroup did.
-    pub fn record(&mut self, event: &Event) {
-        self.recorder.record(event);
+    /// Records what the cgroup with this key ([`Hierarchies::key`]) did, 0 when that is not known.
+    pub fn record(&mut self, event: &Event, cgroup_key: u64) {
+        self.recorder.record(event, cgroup_key);
     }
 
     /// Hands a victim over. To be called once everyone else has the event.
     pub fn mark(&mut self, mark: Mark) {
         let (pid, time) = (mark.event.task.pid.unwrap_or(0), mark.event.time);
-        let cgroup_id = mark.event.identity.cgroup_id;
+        let cgroup_key = mark.cgroup_key;
         if self.messages.try_send(Message::Mark(Box::new(mark))).is_err() {
             self.stats.failed(Failure::QueueFull);
             return;
         }
         if self.pending.len() < PENDING_MAX {
-            self.pending.push((cgroup_id, pid, time));
+            self.pending.push((cgroup_key, pid, time));
         }
     }
 
@@ -145,8 +147,8 @@ impl Incidents {
             return;
         }
         self.batches = 0;
-        for (cgroup_id, pid, time) in self.pending.drain(..) {
-            let moments = self.recorder.moments(cgroup_id, pid, time);
+        for (cgroup_key, pid, time) in self.pending.drain(..) {
+            let moments = self.recorder.moments(cgroup_key, pid, time);
             // Without room for it the incident is written without it, after its deadline.
             let _ = self.messages.try_send(Message::Last { pid, time, moments });
         }

@@ -70,7 +70,7 @@ impl Kept {
 #[derive(Clone, Copy)]
 struct Place {
     number: u64,
-    cgroup_id: u64,
+    cgroup_key: u64,
     track: usize,
 }
 
@@ -106,8 +106,9 @@ impl Recorder {
         }
     }
 
-    /// Records a connect or a write; other events are no business of its.
-    pub fn record(&mut self, event: &Event) {
+    /// Records a connect or a write of the cgroup with this key, 0 when that is not known; other events are no
+    /// business of its. The key tells cgroups apart that have the same number in two hierarchies.
+    pub fn record(&mut self, event: &Event, cgroup_key: u64) {
         if self.events_max == 0 || self.bytes_max == 0 {
             return;
         }
@@ -122,10 +123,10 @@ impl Recorder {
         self.number += 1;
         let kept = Kept { number: self.number, moment };
         // Those without a cgroup share one, as they share nothing else.
-        let place = Place { number: self.number, cgroup_id: cgroup_id.unwrap_or(0), track };
+        let place = Place { number: self.number, cgroup_key, track };
         self.bytes += kept.bytes();
         self.events += 1;
-        let tracks = self.cgroups.entry(place.cgroup_id).or_default();
+        let tracks = self.cgroups.entry(place.cgroup_key).or_default();
         let own = &mut tracks.0[track];
         if own.len() == own.capacity() {
             // Most cgroups do little: doubling would hold more than is accounted for.
@@ -144,19 +145,20 @@ impl Recorder {
         self.stats.set_recorder(self.events, self.bytes);
     }
 
-    /// What a cgroup did up to `until`, the oldest first; with an unknown cgroup, what the process `pid` did.
+    /// What a cgroup did up to `until`, the oldest first; with an unknown cgroup, whose key is 0, what the process
+    /// `pid` did.
     #[must_use]
-    pub fn moments(&self, cgroup_id: Option<u64>, pid: u32, until: WallTime) -> Vec<Moment> {
+    pub fn moments(&self, cgroup_key: u64, pid: u32, until: WallTime) -> Vec<Moment> {
         let all = |tracks: &Tracks| -> Vec<Moment> {
             tracks.0.iter().flatten().map(|kept| kept.moment.clone()).collect()
         };
-        let mut moments = match cgroup_id {
-            Some(id) => self.cgroups.get(&id).map(all).unwrap_or_default(),
-            None => {
+        let mut moments = match cgroup_key {
+            0 => {
                 let mut found: Vec<_> = self.cgroups.values().flat_map(all).collect();
                 found.retain(|moment| moment.task.pid == Some(pid));
                 found
             }
+            key => self.cgroups.get(&key).map(all).unwrap_or_default(),
         };
         moments.retain(|moment| moment.time <= until);
         moments.sort_by_key(|moment| moment.time);
@@ -174,19 +176,19 @@ impl Recorder {
     }
 
     fn is_front(&self, place: Place) -> bool {
-        let track = self.cgroups.get(&place.cgroup_id).map(|tracks| &tracks.0[place.track]);
+        let track = self.cgroups.get(&place.cgroup_key).map(|tracks| &tracks.0[place.track]);
         track.and_then(VecDeque::front).is_some_and(|front| front.number == place.number)
     }
 
     /// Takes the oldest of a track out.
     fn give_up(&mut self, place: Place) {
-        let Some(tracks) = self.cgroups.get_mut(&place.cgroup_id) else { return };
+        let Some(tracks) = self.cgroups.get_mut(&place.cgroup_key) else { return };
         if let Some(gone) = tracks.0[place.track].pop_front() {
             self.bytes -= gone.bytes();
             self.events -= 1;
         }
         if tracks.0.iter().all(VecDeque::is_empty) {
-            self.cgroups.remove(&place.cgroup_id);
+            self.cgroups.remove(&place.cgroup_key);
         }
     }
 
@@ -197,7 +199,7 @@ impl Recorder {
         }
         let cgroups = &self.cgroups;
         self.order.retain(|place| {
-            let track = cgroups.get(&place.cgroup_id).map(|tracks| &tracks.0[place.track]);
+            let track = cgroups.get(&place.cgroup_key).map(|tracks| &tracks.0[place.track]);
             track.and_then(VecDeque::front).is_some_and(|front| front.number <= place.number)
         });
     }
@@ -243,22 +245,22 @@ mod tests {
     }
 
     fn times(recorder: &Recorder, cgroup_id: u64) -> Vec<u64> {
-        recorder.moments(Some(cgroup_id), 0, WallTime(u64::MAX)).iter().map(|moment| moment.time.0).collect()
+        recorder.moments(cgroup_id, 0, WallTime(u64::MAX)).iter().map(|moment| moment.time.0).collect()
     }
 
     #[test]
     fn writes_push_out_no_connects_and_only_the_oldest_go() {
         let stats = Arc::<Stats>::default();
         let mut recorder = Recorder::new(3, 1 << 20, Arc::clone(&stats));
-        recorder.record(&connect(7, 1));
+        recorder.record(&connect(7, 1), 7);
         for number in 2..10 {
-            recorder.record(&write(7, number));
+            recorder.record(&write(7, number), 7);
         }
         assert_eq!(times(&recorder, 7), [1, 7, 8, 9]);
         assert_eq!(stats.read().recorder_evicted, [("cgroup_full", 5), ("bytes_max", 0)]);
-        assert_eq!(recorder.moments(Some(7), 0, WallTime(8)).len(), 3, "nothing from after the kill");
-        assert_eq!(recorder.moments(None, 7, WallTime(u64::MAX)).len(), 4, "without a cgroup, by process");
-        assert!(recorder.moments(None, 8, WallTime(u64::MAX)).is_empty());
+        assert_eq!(recorder.moments(7, 0, WallTime(8)).len(), 3, "nothing from after the kill");
+        assert_eq!(recorder.moments(0, 7, WallTime(u64::MAX)).len(), 4, "without a cgroup, by process");
+        assert!(recorder.moments(0, 8, WallTime(u64::MAX)).is_empty());
     }
 
     proptest! {
@@ -272,7 +274,8 @@ mod tests {
             let mut recorder = Recorder::new(events_max, bytes_max, Arc::clone(&stats));
             for (number, (cgroup, is_write)) in deeds.iter().enumerate() {
                 let number = number as u64;
-                recorder.record(&if *is_write { write(*cgroup, number) } else { connect(*cgroup, number) });
+                let event = if *is_write { write(*cgroup, number) } else { connect(*cgroup, number) };
+                recorder.record(&event, *cgroup);
                 prop_assert!(recorder.bytes <= bytes_max);
                 prop_assert!(recorder.order.len() <= 2 * recorder.events + 65);
             }

@@ -320,8 +320,10 @@ impl Worker {
             Place::Node => ("node", Arc::default()),
             Place::Unknown => ("unknown", Arc::default()),
             Place::Cgroup(path) => {
-                let id = self.tree.as_ref().and_then(|tree| tree.id(path));
-                let named = id.map(|id| (self.name)(id)).filter(|identity| identity.cgroup.is_some());
+                let tree = self.tree.as_ref();
+                let id = tree.and_then(|tree| tree.id(path));
+                let key = tree.zip(id).map(|(tree, id)| tree.key(id));
+                let named = key.map(|key| (self.name)(key)).filter(|identity| identity.cgroup.is_some());
                 let identity = named.unwrap_or_else(|| {
                     let plain = crate::identity::identify(id.unwrap_or(0), path);
                     Arc::new(Identity { cgroup_id: id, ..plain })

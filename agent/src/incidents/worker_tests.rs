@@ -41,7 +41,7 @@ fn host(files_max: usize) -> Host {
         incidents: crate::config::Incidents { files_max, ..crate::config::Incidents::default() },
         ..Config::default()
     };
-    let hierarchies = Hierarchies { v2: Some(folder.path().join("cgroup")), v1_memory: None };
+    let hierarchies = Hierarchies { v2: Some(folder.path().join("cgroup")), ..Hierarchies::default() };
     let stats = Arc::<Stats>::default();
     let name: NameCgroup = Arc::new(|_| Arc::default());
     let mut worker =
@@ -75,7 +75,7 @@ impl Host {
         let mut event = Event::of_node(time, "n".into(), Body::OomKill(kill));
         event.task = Task { pid: Some(pid), tid: Some(pid), ..Task::default() };
         event.identity = Arc::new(Identity { cgroup: Some(cgroup.into()), ..Identity::default() });
-        self.worker.take(Message::Mark(Box::new(Mark { event, fault: None })));
+        self.worker.take(Message::Mark(Box::new(Mark { event, cgroup_key: 0, fault: None })));
     }
 
     fn last_deeds_are_there(&mut self) {

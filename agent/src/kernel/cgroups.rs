@@ -3,6 +3,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use galen_common::cgroup::{V1_MEMORY_BIT, V2_HIERARCHY};
 use galen_common::globals::cgroup_source;
 
 /// The hierarchies that name cgroups here.
@@ -12,6 +13,8 @@ pub struct Hierarchies {
     pub v2: Option<PathBuf>,
     /// Mount point of the v1 memory controller.
     pub v1_memory: Option<PathBuf>,
+    /// Id of that hierarchy, the first field of `/proc/PID/cgroup`.
+    pub v1_memory_hierarchy: Option<u32>,
 }
 
 impl Hierarchies {
@@ -20,7 +23,29 @@ impl Hierarchies {
     /// # Errors
     /// When the file cannot be read.
     pub fn find(proc: &Path, root: &Path) -> std::io::Result<Self> {
-        Ok(Self::parse(&std::fs::read_to_string(proc.join("self/mountinfo"))?, root))
+        let mut found = Self::parse(&std::fs::read_to_string(proc.join("self/mountinfo"))?, root);
+        if found.v1_memory.is_some() {
+            let text = std::fs::read_to_string(proc.join("self/cgroup")).unwrap_or_default();
+            found.v1_memory_hierarchy = memory_hierarchy(&text);
+        }
+        Ok(found)
+    }
+
+    /// The number that stands for the cgroup with this id, in the hierarchy with this number, everywhere in
+    /// the agent and the kernel side (`galen_common::cgroup::V1_MEMORY_BIT`). `None` when events are not
+    /// charged to that hierarchy.
+    #[must_use]
+    pub fn key(&self, hierarchy: u32, cgroup_id: u64) -> Option<u64> {
+        if hierarchy == V2_HIERARCHY {
+            return self.v2.is_some().then_some(cgroup_id);
+        }
+        (Some(hierarchy) == self.v1_memory_hierarchy).then(|| self.v1_memory_key(cgroup_id))
+    }
+
+    /// As [`Hierarchies::key`], of the v1 memory controller's hierarchy.
+    #[must_use]
+    pub fn v1_memory_key(&self, cgroup_id: u64) -> u64 {
+        if self.v2.is_some() { cgroup_id | V1_MEMORY_BIT } else { cgroup_id }
     }
 
     /// Format: proc_pid_mountinfo(5). The mount point is field 5; the type and the super block's options,
@@ -74,9 +99,33 @@ impl Hierarchies {
     }
 }
 
+/// Number of the hierarchy with the v1 memory controller, by the text of a `/proc/PID/cgroup` (cgroups(7)).
+fn memory_hierarchy(text: &str) -> Option<u32> {
+    text.lines().find_map(|line| {
+        let mut fields = line.splitn(3, ':');
+        let (number, controllers) = (fields.next()?, fields.next()?);
+        controllers.split(',').any(|name| name == "memory").then(|| number.parse().ok())?
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_same_number_in_two_hierarchies_is_two_cgroups() {
+        let text = "5:cpu,cpuacct:/\n4:memory:/a:b\n1:name=systemd:/\n0::/\n";
+        assert_eq!(memory_hierarchy(text), Some(4));
+        assert_eq!(memory_hierarchy("0::/\n"), None);
+        let memory = Some(PathBuf::from("/memory"));
+        let hybrid =
+            Hierarchies { v2: Some("/v2".into()), v1_memory: memory.clone(), v1_memory_hierarchy: Some(4) };
+        assert_eq!(hybrid.key(0, 7), Some(7));
+        assert_ne!(hybrid.key(4, 7), hybrid.key(0, 7));
+        assert_eq!(hybrid.key(5, 7), None, "events are not charged to other controllers' cgroups");
+        let v1 = Hierarchies { v2: None, v1_memory: memory, v1_memory_hierarchy: Some(4) };
+        assert_eq!((v1.key(4, 7), v1.key(0, 7)), (Some(7), None));
+    }
 
     const HYBRID: &str = "29 28 0:25 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755\n\
         30 29 0:26 / /sys/fs/cgroup/memory rw,relatime shared:9 - cgroup cgroup rw,memory\n\

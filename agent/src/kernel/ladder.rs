@@ -182,7 +182,8 @@ pub(super) fn missing(probe: Probe, variant: Variant, offers: &Offers) -> Option
     })
 }
 
-fn lacks(offers: &Offers, needs: &[&str]) -> Option<String> {
+/// What is missing of `needs` on this host; `None` when it has all.
+pub(super) fn lacks(offers: &Offers, needs: &[&str]) -> Option<String> {
     first_missing(&offers.settings, needs).map(|setting| {
         let member = setting.trim_start_matches("OFF_").to_lowercase();
         format!("neither BTF nor tracefs says where this kernel keeps `{member}`")
@@ -259,7 +260,10 @@ fn attach_oom(host: &mut Attaching<'_>, rung: &Rung) -> Result<String, String> {
 }
 
 /// Loads these programs and attaches each to its hooks: all of them, or none.
-fn attach_programs(
+///
+/// # Errors
+/// The kernel's reason, in one line.
+pub(super) fn attach_programs(
     host: &mut Attaching<'_>,
     programs: &[(&str, &[&str])],
     category: &str,

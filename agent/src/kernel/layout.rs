@@ -24,6 +24,8 @@ const MEMBERS: &[(&str, &str, &str)] = &[
     ("OFF_CSS_CGROUP", "cgroup_subsys_state", "cgroup"),
     ("OFF_CGROUP_KN", "cgroup", "kn"),
     ("OFF_KN_ID", "kernfs_node", "id"),
+    ("OFF_CGROUP_ROOT", "cgroup", "root"),
+    ("OFF_CGROUP_ROOT_HIERARCHY", "cgroup_root", "hierarchy_id"),
     ("OFF_TASK_FILES", "task_struct", "files"),
     ("OFF_FILES_FDT", "files_struct", "fdt"),
     ("OFF_FDT_FD", "fdtable", "fd"),
@@ -74,6 +76,9 @@ pub const WRITE_NEEDS: &[&str] = &[
     "OFF_SB_DEV",
 ];
 /// As [`CONNECT_NEEDS`].
+pub const CGROUP_NEEDS: &[&str] =
+    &["OFF_CGROUP_KN", "OFF_KN_ID", "OFF_CGROUP_ROOT", "OFF_CGROUP_ROOT_HIERARCHY"];
+/// As [`CONNECT_NEEDS`].
 pub const OOM_NEEDS: &[&str] = &[
     "OFF_TASK_TGID",
     "OFF_TASK_PID",
@@ -108,6 +113,10 @@ const FIELDS: &[(&str, &str, &str, &str, u64)] = &[
     ("OFF_TP_VICTIM_UID", "oom", "mark_victim", "uid", 4),
     ("OFF_TP_VICTIM_PGTABLES", "oom", "mark_victim", "pgtables", 8),
     ("OFF_TP_VICTIM_SCORE_ADJ", "oom", "mark_victim", "oom_score_adj", 2),
+    ("OFF_TP_CGROUP_HIERARCHY", "cgroup", "cgroup_mkdir", "root", 4),
+    ("OFF_TP_CGROUP_ID", "cgroup", "cgroup_mkdir", "id", 8),
+    ("OFF_TP_CGROUP_ID_LOW", "cgroup", "cgroup_mkdir", "id", 4),
+    ("OFF_TP_CGROUP_PATH", "cgroup", "cgroup_mkdir", "path", 4),
 ];
 
 /// Fields without which the classic tracepoint of a subject cannot be used.
@@ -126,6 +135,8 @@ pub const CONNECT_FIELDS: &[&str] = &[
 ];
 /// As [`CONNECT_FIELDS`].
 pub const WRITE_FIELDS: &[&str] = &["OFF_TP_FD", "OFF_TP_RET"];
+/// As [`CONNECT_FIELDS`].
+pub const CGROUP_FIELDS: &[&str] = &["OFF_TP_CGROUP_HIERARCHY", "OFF_TP_CGROUP_PATH"];
 /// As [`CONNECT_FIELDS`].
 pub const OOM_FIELDS: &[&str] = &["OFF_TP_VICTIM_PID"];
 

@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use aya::{Ebpf, EbpfLoader};
 use galen_common::file_write::WRITE_SLOTS_MAX;
-use galen_common::globals::{cgroup_source, emit};
+use galen_common::globals::{ABSENT, cgroup_source, emit};
 use galen_common::map_names;
 
+use super::cgroup_changes::CgroupChanges;
 use super::cgroups::Hierarchies;
 use super::counters::Counters;
 use super::diagnostics::{DIAGNOSTICS_BYTES, DIAGNOSTICS_MAP, Diagnostics};
@@ -47,6 +48,8 @@ pub struct Core {
     pub rings: Rings,
     /// The OOM ring.
     pub oom_ring: OomRing,
+    /// Cgroups as they are made and removed.
+    pub cgroup_changes: CgroupChanges,
     /// The exact counters.
     pub counters: Counters,
     /// Copies of each cgroup's counters.
@@ -129,7 +132,7 @@ impl Core {
         // Each ring that is put into its map waits for a grace period of the kernel, some 15 ms, and the
         // verifier takes about as long for the first program; attaching waits for both, since an event
         // without a ring would be dropped.
-        let (rings, report) = std::thread::scope(|scope| {
+        let (rings, report, cgroup_changes) = std::thread::scope(|scope| {
             let creating =
                 RefCell::new(Some(scope.spawn(|| Rings::create(outer, failures, rings, ring_bytes))));
             let created = RefCell::new(None);
@@ -145,13 +148,15 @@ impl Core {
                 until_rings: &until_rings,
             };
             let report = ladder::attach_all(&mut host, kernel);
+            let changes = CgroupChanges::attach(&mut host, kernel.variant);
             until_rings();
             let lost = || Err(KernelError::Ring("making them ended in a panic".to_owned()));
-            (created.take().unwrap_or_else(lost), Arc::new(report))
+            (created.take().unwrap_or_else(lost), Arc::new(report), changes)
         });
         Ok(Self {
             rings: rings?,
             oom_ring,
+            cgroup_changes: cgroup_changes?,
             counters,
             shards: u64::from(shards),
             report,
@@ -199,6 +204,7 @@ fn own_settings(
     vec![
         ("CGROUP_SOURCE", source),
         ("CGROUP_V2_ROOT_ID", hierarchies.v2_root_id()),
+        ("CGROUP_V1_HIERARCHY", hierarchies.v1_memory_hierarchy.map_or(ABSENT, u64::from)),
         ("SHARD_MASK", u64::from(shards - 1)),
         ("RINGS", u64::from(rings)),
         ("WAKE_BYTES", u64::from(ring_bytes / 4)),

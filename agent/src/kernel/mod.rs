@@ -7,6 +7,7 @@
 //! Invariant: a probe whose hooks are all refused is a line in the report, never a reason not to start.
 
 pub mod btf;
+mod cgroup_changes;
 pub mod cgroups;
 mod counters;
 mod diagnostics;
@@ -20,6 +21,7 @@ mod rings;
 pub mod tracefs;
 mod wire;
 
+pub use cgroup_changes::{CgroupChange, CgroupChanges};
 pub use counters::{CgroupCounters, Counters, KernelFates, Reading};
 pub use diagnostics::Diagnostics;
 pub use ladder::Rung;

@@ -90,9 +90,7 @@ impl Rings {
         shutdown: &CancellationToken,
     ) -> std::io::Result<()> {
         for ring in &self.rings {
-            let fd = ring.as_fd().try_clone_to_owned()?;
-            // SAFETY: an `OwnedFd` keeps its descriptor open, and the same one, until it is dropped.
-            let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
+            let fd = watched(ring)?;
             let notify = Arc::clone(notify);
             let shutdown = shutdown.clone();
             tracker.spawn(shutdown.run_until_cancelled_owned(async move {
@@ -105,6 +103,14 @@ impl Rings {
         }
         Ok(())
     }
+}
+
+/// A descriptor of the ring's own that is ready when the kernel submits a record with a wake-up.
+pub(super) fn watched(ring: &RingBuf<MapData>) -> std::io::Result<AsyncFd<OwnedFd>> {
+    let fd = ring.as_fd().try_clone_to_owned()?;
+    // SAFETY: an `OwnedFd` keeps its descriptor open, and the same one, until it is dropped.
+    let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
+    Ok(fd)
 }
 
 /// The ring for OOM records: each of them wakes its reader.
@@ -127,12 +133,7 @@ impl OomRing {
     pub async fn ready(&mut self) -> std::io::Result<()> {
         let watched = match &mut self.watched {
             Some(watched) => watched,
-            None => {
-                let fd = self.ring.as_fd().try_clone_to_owned()?;
-                // SAFETY: an `OwnedFd` keeps its descriptor open, and the same one, until it is dropped.
-                let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
-                self.watched.insert(fd)
-            }
+            None => self.watched.insert(watched(&self.ring)?),
         };
         watched.readable_mut().await?.clear_ready();
         Ok(())

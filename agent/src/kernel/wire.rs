@@ -1,6 +1,7 @@
 //! Wire structs as keys and values of maps.
 
 use galen_common::accounting::FATES;
+use galen_common::cgroup::change_counts;
 use galen_common::file_write::{WriteErrorKey, WriteStats};
 use galen_common::record::CgroupKey;
 use galen_common::tcp_connect::ConnectStats;
@@ -13,6 +14,9 @@ pub(super) struct Wire<T>(pub(super) T);
 /// Counters of one probe on one CPU, by fate.
 pub(super) type FateCounts = [u64; FATES as usize];
 
+/// Counters of changes to the cgroup hierarchies on one CPU.
+pub(super) type ChangeCounts = [u64; change_counts::LEN];
+
 macro_rules! plain_bytes {
     ($($name:ty),+ $(,)?) => {$(
         // SAFETY: `galen_common` holds only integers and arrays of them, without padding (asserted there),
@@ -21,4 +25,4 @@ macro_rules! plain_bytes {
     )+};
 }
 
-plain_bytes!(CgroupKey, ConnectStats, WriteStats, WriteErrorKey, FateCounts);
+plain_bytes!(CgroupKey, ConnectStats, WriteStats, WriteErrorKey, FateCounts, ChangeCounts);

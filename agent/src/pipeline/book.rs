@@ -1,6 +1,7 @@
 //! The exact counters with names, as totals for `/metrics` and as windows for health and faults.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -8,31 +9,56 @@ use galen_common::histogram::{BUCKETS, bucket_range};
 
 use super::fates::Fates;
 use crate::event::{
-    CgroupTotals, Errno, Identity, OomScope, Probe, ProbeFates, SubjectWindow, Tick, Totals, WallTime,
+    CgroupTotals, Errno, Identity, IdentityTotals, OomScope, Probe, ProbeFates, SubjectWindow, Tick, Totals,
+    WallTime,
 };
-use crate::identity::Cgroups;
+use crate::identity::cri::CriCounts;
+use crate::identity::{Cgroups, Processes};
 use crate::kernel::{CgroupCounters, Counters, KernelError, Reading, Report};
 
-/// A cgroup that is gone and did nothing for this many readings is forgotten.
-const FORGET_AFTER_READINGS: u32 = 300;
-/// How often gone cgroups are looked for, in readings.
+/// A cgroup that did nothing for this many readings is looked for: nobody may have told that it is gone.
+const LOOK_AFTER_READINGS: u32 = 300;
+/// How often gone cgroups are forgotten, in readings.
 const SWEEP_EVERY_READINGS: u32 = 30;
 
 /// Everything that is counted. Shared by the pipeline and whoever asks for totals.
 pub struct Book {
     /// Names of cgroups; apart, so that a reading of the counters never holds up an event.
     pub cgroups: Mutex<Cgroups>,
+    /// What is known of processes.
+    pub processes: Mutex<Processes>,
+    /// What the container runtime was asked.
+    pub cri: Arc<CriCounts>,
+    /// Changes to the cgroup hierarchies that were lost, and scans for want of them.
+    pub changes: Changes,
     /// What user space did.
     pub fates: Fates,
     report: Report,
     slow_write_ns: u64,
     /// OOM kills by cgroup and scope; apart, so that a reading of the counters never holds up one.
-    oom_kills: Mutex<HashMap<u64, [u64; 3]>>,
+    oom_kills: Mutex<OomKills>,
     inner: Mutex<Inner>,
+}
+
+/// How well the changes to the cgroup hierarchies were followed.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// Changes that the kernel had no room to tell.
+    pub lost: AtomicU64,
+    /// Scans of the hierarchies.
+    pub scans: AtomicU64,
 }
 
 /// One reading for health and faults, and what became of each probe's events.
 pub(super) type Window = Result<(Tick, Vec<ProbeFates>), KernelError>;
+
+/// Kills that were told.
+#[derive(Clone, Debug, Default)]
+struct OomKills {
+    by_cgroup: HashMap<u64, [u64; 3]>,
+    /// Those of cgroups that were forgotten.
+    forgotten: u64,
+}
 
 struct Inner {
     counters: Option<Counters>,
@@ -61,13 +87,16 @@ impl Book {
     pub fn new(
         counters: Option<(Counters, u64)>,
         report: Report,
-        cgroups: Cgroups,
+        (cgroups, processes): (Cgroups, Processes),
         slow_write: Duration,
         now_mono: Duration,
     ) -> Self {
         let (counters, shards) = counters.map_or((None, 0), |(counters, shards)| (Some(counters), shards));
         Self {
             cgroups: Mutex::new(cgroups),
+            processes: Mutex::new(processes),
+            cri: Arc::default(),
+            changes: Changes::default(),
             fates: Fates::default(),
             report,
             slow_write_ns: u64::try_from(slow_write.as_nanos()).unwrap_or(u64::MAX),
@@ -83,12 +112,12 @@ impl Book {
         }
     }
 
-    /// Counts an OOM kill under its cgroup.
-    pub fn count_oom_kill(&self, cgroup_id: u64, scope: OomScope) {
-        let mut kills = lock(&self.oom_kills);
+    /// Counts an OOM kill under its cgroup, by the cgroup's key.
+    pub fn count_oom_kill(&self, cgroup_key: u64, scope: OomScope) {
+        let kills = &mut lock(&self.oom_kills).by_cgroup;
         // As bounded as everything else: beyond the limit the kills stay in the node's total.
-        if kills.len() < 8192 || kills.contains_key(&cgroup_id) {
-            kills.entry(cgroup_id).or_default()[scope as usize] += 1;
+        if kills.len() < 8192 || kills.contains_key(&cgroup_key) {
+            kills.entry(cgroup_key).or_default()[scope as usize] += 1;
         }
     }
 
@@ -99,22 +128,23 @@ impl Book {
     pub fn totals(&self) -> Result<Totals, KernelError> {
         let inner = lock(&self.inner);
         let Some(counters) = &inner.counters else {
-            return Ok(Totals { probes: self.report.to_vec(), ..Totals::default() });
+            let identity = self.identity_totals();
+            return Ok(Totals { probes: self.report.to_vec(), identity, ..Totals::default() });
         };
         let mut reading = counters.read()?;
         let programs = counters.programs();
         let fates = self.balances(&reading);
         // After the fates: a kill is counted here before it counts as delivered, so none seems nameless.
         let oom_kills = lock(&self.oom_kills).clone();
-        for id in oom_kills.keys() {
+        for id in oom_kills.by_cgroup.keys() {
             reading.cgroups.entry(*id).or_default();
         }
         let mut cgroups: Vec<CgroupTotals> = Vec::with_capacity(reading.cgroups.len());
         for (id, counts) in reading.cgroups {
-            let kills = oom_kills.get(&id).copied().unwrap_or_default();
+            let kills = oom_kills.by_cgroup.get(&id).copied().unwrap_or_default();
             cgroups.push(named(self.identity(id), counts, kills));
         }
-        let told: u64 = oom_kills.values().flatten().sum();
+        let told = oom_kills.by_cgroup.values().flatten().sum::<u64>() + oom_kills.forgotten;
         let lost = nameless_kills(&fates[Probe::OomKill as usize], told);
         if lost > 0 {
             let mut unnamed = named(Arc::default(), CgroupCounters::default(), [0; 3]);
@@ -122,8 +152,8 @@ impl Book {
             cgroups.push(unnamed);
         }
         drop(inner);
-        let names_evicted = lock(&self.cgroups).evicted();
-        Ok(Totals { cgroups, fates, programs, probes: self.report.to_vec(), names_evicted })
+        let identity = self.identity_totals();
+        Ok(Totals { cgroups, fates, programs, probes: self.report.to_vec(), identity })
     }
 
     /// What moved since the last window.
@@ -162,17 +192,10 @@ impl Book {
         Probe::ALL.into_iter().map(balance).collect()
     }
 
+    /// Gives up what is kept of cgroups that are gone, once their time as tombstones is over: by then their
+    /// counters were read many times.
     fn sweep(&self, inner: &mut Inner) {
-        let cgroups = lock(&self.cgroups);
-        let gone: HashSet<u64> = inner
-            .previous
-            .iter()
-            .filter(|(id, previous)| {
-                **id != 0 && previous.quiet_readings >= FORGET_AFTER_READINGS && !cgroups.is_alive(**id)
-            })
-            .map(|(id, _)| *id)
-            .collect();
-        drop(cgroups);
+        let gone = self.long_gone(&inner.previous);
         inner.previous.retain(|id, _| !gone.contains(id));
         let shards = inner.shards;
         if let Some(counters) = &mut inner.counters
@@ -180,6 +203,41 @@ impl Book {
         {
             counters.forget(&gone, shards);
         }
+        let previous = &inner.previous;
+        let mut cgroups = lock(&self.cgroups);
+        let mut kills = lock(&self.oom_kills);
+        let OomKills { by_cgroup, forgotten } = &mut *kills;
+        by_cgroup.retain(|id, kills| {
+            let keeps = *id == 0 || previous.contains_key(id) || !cgroups.is_long_gone(*id);
+            *forgotten += if keeps { 0 } else { kills.iter().sum() };
+            keeps
+        });
+        cgroups.expire(|id| previous.contains_key(&id) || by_cgroup.contains_key(&id));
+    }
+
+    /// Which of these are gone since longer than tombstones are kept, and do nothing any more.
+    fn long_gone(&self, previous: &HashMap<u64, Previous>) -> HashSet<u64> {
+        let mut cgroups = lock(&self.cgroups);
+        let mut gone = HashSet::new();
+        for (id, previous) in previous.iter().filter(|(id, _)| **id != 0) {
+            if previous.quiet_readings >= LOOK_AFTER_READINGS {
+                cgroups.is_alive(*id);
+            }
+            if previous.quiet_readings > 0 && cgroups.is_long_gone(*id) {
+                gone.insert(*id);
+            }
+        }
+        gone
+    }
+
+    fn identity_totals(&self) -> IdentityTotals {
+        let mut totals = IdentityTotals::default();
+        lock(&self.cgroups).add_totals(&mut totals);
+        lock(&self.processes).add_totals(&mut totals);
+        self.cri.add_totals(&mut totals);
+        totals.changes_lost = self.changes.lost.load(Ordering::Relaxed);
+        totals.scans = self.changes.scans.load(Ordering::Relaxed);
+        totals
     }
 
     fn identity(&self, id: u64) -> Arc<Identity> {
@@ -286,8 +344,12 @@ mod tests {
     /// A reading holds `inner` for as long as it takes, tens of milliseconds with many cgroups.
     #[test]
     fn an_oom_kill_does_not_wait_for_a_reading() {
-        let cgroups = Cgroups::new(&crate::kernel::cgroups::Hierarchies::default());
-        let book = Book::new(None, Arc::default(), cgroups, Duration::from_secs(1), Duration::ZERO);
+        let hierarchies = crate::kernel::cgroups::Hierarchies::default();
+        let names = (
+            Cgroups::new(&hierarchies, 1 << 20, Duration::ZERO),
+            Processes::new("/proc".into(), crate::privilege::links::Links::here(), 1 << 20, 0),
+        );
+        let book = Book::new(None, Arc::default(), names, Duration::from_secs(1), Duration::ZERO);
         let reading = lock(&book.inner);
         let (done, counted) = std::sync::mpsc::channel();
         std::thread::scope(|scope| {
@@ -299,7 +361,7 @@ mod tests {
             drop(reading);
             assert!(counted.is_ok(), "it waits for the reading");
         });
-        assert_eq!(lock(&book.oom_kills)[&7], [1, 0, 0]);
+        assert_eq!(lock(&book.oom_kills).by_cgroup[&7], [1, 0, 0]);
     }
 
     #[test]

@@ -7,9 +7,20 @@ use crate::event::WallTime;
 /// CLOCK_MONOTONIC: since boot, without the time the host slept. The clock of `bpf_ktime_get_ns`.
 #[must_use]
 pub(super) fn monotonic() -> Duration {
+    read(libc::CLOCK_MONOTONIC)
+}
+
+/// How long the host slept since boot, nanoseconds: what CLOCK_BOOTTIME is ahead of CLOCK_MONOTONIC.
+#[must_use]
+pub(super) fn slept_ns() -> u64 {
+    let monotonic = monotonic();
+    u64::try_from(read(libc::CLOCK_BOOTTIME).saturating_sub(monotonic).as_nanos()).unwrap_or(0)
+}
+
+fn read(clock: libc::clockid_t) -> Duration {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the pointer is to a timespec of ours; the clock exists on every Linux.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    // SAFETY: the pointer is to a timespec of ours; both clocks exist on every Linux.
+    unsafe { libc::clock_gettime(clock, &raw mut now) };
     Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
 }
 

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::book::{Book, Window};
 use super::clock::monotonic;
 use super::enrich::Enricher;
+use super::hierarchy::Hierarchy;
 use super::losses::Losses;
 use super::outlet::Outlet;
 use crate::config::Config;
@@ -27,6 +28,8 @@ const LAST_DRAIN: Duration = Duration::from_millis(500);
 pub(super) struct Drain {
     /// The ends of the rings; `None` when nothing could be loaded.
     pub rings: Option<(Rings, OomRing)>,
+    /// Cgroups as they are made and removed.
+    pub hierarchy: Hierarchy,
     /// What the kernel side has to say of itself.
     pub diagnostics: Option<Diagnostics>,
     /// Told when a ring fills up.
@@ -61,6 +64,7 @@ impl Drain {
         let mut oom_watched = true;
         // A record that stays in the ring wakes nobody a second time.
         let mut oom_more = false;
+        self.hierarchy.scan(&self.book);
         loop {
             let notify = Arc::clone(&self.notify);
             tokio::select! {
@@ -100,6 +104,7 @@ impl Drain {
         }
         let book = Arc::clone(&self.book);
         self.window(book.tick(monotonic(), WallTime::now()), &mut losses, true);
+        self.hierarchy.join().await;
         (self.outlet, self.healing)
     }
 
@@ -139,6 +144,8 @@ impl Drain {
     }
 
     fn hand_on(&mut self, raws: &mut Vec<Raw>) {
+        // After the records: a cgroup was made before it did anything, so each of them finds its name.
+        self.hierarchy.follow(&self.book);
         if raws.is_empty() {
             return;
         }
@@ -146,18 +153,18 @@ impl Drain {
         let now = monotonic();
         for raw in raws.drain(..) {
             let probe = raw.probe();
-            let event = self.enricher.event(raw, &self.book.cgroups);
+            let (event, cgroup_key) = self.enricher.event(raw, &self.book);
             let told = match &event.body {
                 Body::OomKill(kill) => Some((event.clone(), kill.scope)),
                 _ => {
-                    self.incidents.record(&event);
+                    self.incidents.record(&event, cgroup_key);
                     None
                 }
             };
             let fault = self.outlet.kernel_event(event, now);
             if let Some((event, scope)) = told {
-                self.book.count_oom_kill(event.identity.cgroup_id.unwrap_or(0), scope);
-                self.incidents.mark(Mark { event, fault });
+                self.book.count_oom_kill(cgroup_key, scope);
+                self.incidents.mark(Mark { event, cgroup_key, fault });
             }
             self.book.fates.delivered(probe);
         }
@@ -171,6 +178,7 @@ impl Drain {
         if let Some(diagnostics) = &mut self.diagnostics {
             diagnostics.read();
         }
+        self.hierarchy.tick(&self.book);
         match window {
             Ok((tick, fates)) => {
                 let totals = fates.iter().flat_map(|fates| {

@@ -1,13 +1,13 @@
 //! Records → events: wall time, names of cgroups and files, whose limit an OOM kill enforced.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 
-use super::book::lock;
+use super::book::{Book, lock};
 use super::clock::WallClock;
 use crate::event::decode::{Raw, RawBody, RawOomKill, RawWrite};
 use crate::event::{Body, Event, FileWrite, Identity, OomKill, OomScope, Task};
-use crate::identity::{Cgroups, Files, OomFunctions};
+use crate::identity::{Files, OomFunctions};
 use crate::privilege::links::Links;
 
 /// Gives names to records.
@@ -37,38 +37,49 @@ impl Enricher {
         self.clock = WallClock::read();
     }
 
-    /// The event that a record tells of.
-    pub(super) fn event(&mut self, raw: Raw, cgroups: &Mutex<Cgroups>) -> Event {
-        let identity = match raw.cgroup_id {
-            Some(id) => lock(cgroups).identity(id),
-            None => self.identity_from_proc(&raw, cgroups),
+    /// The event that a record tells of, and the key of its cgroup, 0 when that is not known.
+    pub(super) fn event(&mut self, raw: Raw, book: &Book) -> (Event, u64) {
+        let (key, identity) = match raw.cgroup_id {
+            Some(key) => (key, lock(&book.cgroups).identity(key)),
+            None => self.identity_from_proc(&raw, book),
         };
+        lock(&book.processes).note(&raw.task, (key != 0).then_some(key), raw.time_mono_ns);
         let body = match raw.body {
             RawBody::TcpConnect(connect) => Body::TcpConnect(connect),
             RawBody::FileWrite(write) => Body::FileWrite(self.file_write(&write, raw.task.pid)),
             RawBody::OomKill(kill) => Body::OomKill(self.oom_kill(&kill, &raw.task)),
         };
-        Event {
+        let event = Event {
             time: self.clock.at(raw.time_mono_ns),
             kind: body.kind(),
             node: Arc::clone(&self.node),
             task: raw.task,
             identity,
             body,
-        }
+        };
+        (event, key)
     }
 
     /// Without a task in hand the kernel side cannot tell the victim's cgroup; its procfs entry still can,
     /// as a victim lives on until it has given its memory back.
-    fn identity_from_proc(&self, raw: &Raw, cgroups: &Mutex<Cgroups>) -> Arc<Identity> {
-        let RawBody::OomKill(_) = raw.body else { return Arc::default() };
-        let Some(pid) = raw.task.tid.or(raw.task.pid) else { return Arc::default() };
+    fn identity_from_proc(&self, raw: &Raw, book: &Book) -> (u64, Arc<Identity>) {
+        let RawBody::OomKill(_) = raw.body else { return Default::default() };
+        let Some(pid) = raw.task.tid.or(raw.task.pid) else { return Default::default() };
         let text = std::fs::read_to_string(self.proc.join(format!("{pid}/cgroup"))).unwrap_or_default();
         // Of a task that is exiting the kernel says that it sits in the root of every v1 hierarchy.
         if self.is_exiting(pid) {
-            return Arc::default();
+            return Self::identity_from_before(&raw.task, book);
         }
-        lock(cgroups).identity_of_proc_cgroup(&text).unwrap_or_default()
+        lock(&book.cgroups).identity_of_proc_cgroup(&text).unwrap_or_default()
+    }
+
+    /// An earlier record of the same process had its cgroup.
+    fn identity_from_before(task: &Task, book: &Book) -> (u64, Arc<Identity>) {
+        let processes = lock(&book.processes);
+        let before = task.pid.and_then(|pid| processes.get(pid));
+        let key = before.filter(|process| process.comm == task.comm).and_then(|process| process.cgroup_key);
+        drop(processes);
+        key.map(|key| (key, lock(&book.cgroups).identity(key))).unwrap_or_default()
     }
 
     fn file_write(&mut self, write: &RawWrite, pid: Option<u32>) -> FileWrite {

@@ -7,11 +7,11 @@ use std::sync::{Arc, OnceLock};
 use tokio::sync::oneshot;
 
 use super::book::Book;
-use super::clock::monotonic;
+use super::clock::{monotonic, slept_ns};
 use super::start::{LoadedCore, StartError, lock_state_dir, start_core, start_policies};
 use crate::config::Config;
 use crate::healing::policy::{PolicySet, Spec};
-use crate::identity::{Cgroups, OomFunctions};
+use crate::identity::{Cgroups, OomFunctions, Processes};
 use crate::incidents::KernelLog;
 use crate::kernel::cgroups::Hierarchies;
 use crate::privilege::capabilities::{self, BPF, Capabilities, DAC_READ_SEARCH, NET_BIND_SERVICE};
@@ -60,12 +60,15 @@ pub fn prepare(config: &Config, config_file: Option<&Path>) -> Result<Prepared, 
     let symbols = read_oom_functions(config, &oom_functions)?;
     let hierarchies = Hierarchies::find(&config.host.proc, &config.host.cgroup).unwrap_or_default();
     let mut loaded = LoadedCore::split(start_core(config, &hierarchies));
-    let cgroups = Cgroups::new(&hierarchies);
+    let own = &config.identity;
+    let cgroups = Cgroups::new(&hierarchies, own.cgroups_bytes.0, own.keep_removed.0);
     crate::memory::give_back();
     let policies = start_policies(config);
     let socket = local_socket(config);
     let links = Links::start(&config.privileges).map_err(StartError::Thread)?;
 
+    let processes =
+        Processes::new(config.host.proc.clone(), links.clone(), own.processes_bytes.0, slept_ns());
     let kernel_log = KernelLog::open(&config.host.kernel_log);
     let plan = plan(config, config_file, &policies, &loaded);
     let confinement = privilege::confine(&config.privileges, &plan);
@@ -76,7 +79,7 @@ pub fn prepare(config: &Config, config_file: Option<&Path>) -> Result<Prepared, 
     let book = Arc::new(Book::new(
         loaded.counters.take(),
         Arc::clone(&loaded.report),
-        cgroups,
+        (cgroups, processes),
         config.kernel.file_write.slow.0,
         monotonic(),
     ));

@@ -12,9 +12,10 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::book::lock;
+use super::book::{Book, lock};
 use super::drain::Drain;
 use super::enrich::Enricher;
+use super::hierarchy::Hierarchy;
 use super::outlet::{Outlet, Parts};
 use super::prepare::Prepared;
 use crate::config::{self, Config, Mode, Output};
@@ -22,6 +23,7 @@ use crate::event::{Event, FaultSignal, HealthState, Probe, WallTime};
 use crate::healing::audit::Audit;
 use crate::healing::policy::PolicySet;
 use crate::healing::{Ends, Healer, HealerClient};
+use crate::identity::cri::{self, Cri};
 use crate::incidents::{self, Incidents};
 use crate::kernel::cgroups::Hierarchies;
 use crate::kernel::{Core, Report, host};
@@ -116,9 +118,9 @@ fn start_incidents(
     counters: &Counters,
 ) -> Result<(Incidents, oneshot::Receiver<()>), StartError> {
     let book = Arc::clone(&prepared.book);
-    let name: incidents::NameCgroup = Arc::new(move |id| lock(&book.cgroups).identity(id));
+    let name: incidents::NameCgroup = Arc::new(move |key| lock(&book.cgroups).identity(key));
     let sources = incidents::Sources {
-        hierarchies: std::mem::take(&mut prepared.hierarchies),
+        hierarchies: prepared.hierarchies.clone(),
         kernel_log: prepared.kernel_log.take(),
         name,
     };
@@ -143,7 +145,8 @@ fn spawn_parts(
     shutdown: &CancellationToken,
 ) -> Running {
     let Outputs { node, history, counters, stdout, audit } = outputs;
-    let Prepared { loaded, book, policies, links, oom_functions, symbols, socket, .. } = prepared;
+    let Prepared { loaded, book, hierarchies, policies, links, oom_functions, symbols, socket, .. } =
+        prepared;
     let printer = stdout.as_ref().map(Stdout::printer);
     let (readiness, readiness_shown) = watch::channel(Readiness {
         ready: false,
@@ -163,11 +166,19 @@ fn spawn_parts(
         health,
         signals,
     };
+    let notify = Arc::new(Notify::new());
+    if let Some(changes) = &loaded.cgroup_changes
+        && let Err(error) = changes.watch(&notify, &tasks, shutdown)
+    {
+        tracing::warn!("changes to cgroups cannot be watched ({error}); they are read by the timer alone");
+    }
+    let blind = blind_to(&loaded, &config.kernel);
     let drain = Drain {
-        notify: Arc::new(Notify::new()),
+        notify,
+        hierarchy: Hierarchy::new(hierarchies, loaded.cgroup_changes),
         book: Arc::clone(&book),
         enricher: Enricher::new(Arc::clone(&node), config.host.proc.clone(), links, oom_functions),
-        outlet: Outlet::new(parts, config, blind_to(&loaded, &config.kernel), WallTime::now()),
+        outlet: Outlet::new(parts, config, blind, WallTime::now()),
         incidents,
         healing,
         reloads,
@@ -180,6 +191,9 @@ fn spawn_parts(
         && let Err(error) = rings.watch(&drain.notify, &tasks, shutdown)
     {
         tracing::warn!("the event rings cannot be watched ({error}); they are read by the timer alone");
+    }
+    if config.identity.cri.enabled {
+        tasks.spawn(shutdown.clone().run_until_cancelled_owned(follow_runtime(config, Arc::clone(&book))));
     }
     let drain_end = CancellationToken::new();
     let drained = tokio::spawn(drain.run(drain_end.clone()));
@@ -252,8 +266,20 @@ async fn end_in_order(running: Running) {
     }
 }
 
+/// Asks the container runtime for names.
+fn follow_runtime(config: &Config, book: Arc<Book>) -> impl Future<Output = ()> + use<> {
+    let cri = Cri {
+        sockets: cri::candidates(config.identity.cri.socket.as_deref()),
+        deadline: config.identity.cri.timeout.0,
+        counts: Arc::clone(&book.cri),
+        wanted: lock(&book.cgroups).wanted(),
+    };
+    cri.follow(move |names| lock(&book.cgroups).set_names(names))
+}
+
 /// The parts of a core, or why there is none.
 pub(super) struct LoadedCore {
+    cgroup_changes: Option<crate::kernel::CgroupChanges>,
     rings: Option<(crate::kernel::Rings, crate::kernel::OomRing)>,
     diagnostics: Option<crate::kernel::Diagnostics>,
     pub(super) counters: Option<(crate::kernel::Counters, u64)>,
@@ -266,6 +292,7 @@ impl LoadedCore {
     pub(super) fn split(core: Result<Core, String>) -> Self {
         match core {
             Ok(core) => Self {
+                cgroup_changes: Some(core.cgroup_changes),
                 rings: Some((core.rings, core.oom_ring)),
                 diagnostics: Some(core.diagnostics),
                 counters: Some((core.counters, core.shards)),
@@ -274,6 +301,7 @@ impl LoadedCore {
                 programs: Some(core.programs),
             },
             Err(failure) => Self {
+                cgroup_changes: None,
                 rings: None,
                 diagnostics: None,
                 counters: None,
@@ -304,6 +332,10 @@ pub(super) fn start_core(config: &Config, hierarchies: &Hierarchies) -> Result<C
                 let failure = format!("the kernel refuses Galen's programs; {}", host::privilege_hint());
                 tracing::error!("nothing is observed: {failure}");
                 return Err(failure);
+            }
+            if core.cgroup_changes.variant == "none" {
+                let refused = core.cgroup_changes.refused.join("; ");
+                tracing::warn!("new cgroups are not told, and named at their first event: {refused}");
             }
             Ok(core)
         }

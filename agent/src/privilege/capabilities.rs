@@ -91,8 +91,9 @@ pub const NEEDS: [Need; 6] = [
     Need {
         capability: SYS_PTRACE,
         held: Held::Links,
-        needed_by: "names of files by their writers' descriptors",
-        lost: "the path of a write by another user whose record does not carry it",
+        needed_by: "names of files by their writers' descriptors, programs of processes",
+        lost: "the path of a write by another user whose record does not carry it; \
+               the programs of other users' processes",
     },
     Need {
         capability: SYSLOG,

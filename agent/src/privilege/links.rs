@@ -1,4 +1,5 @@
-//! Where other processes' descriptors lead: the one thing that a Landlock domain forbids and naming files needs.
+//! Where other processes' descriptors and programs lie: the one thing that a Landlock domain forbids and naming
+//! files and processes needs.
 //!
 //! A thread of its own, started before the sandbox, keeps CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH and is left no
 //! system call that opens, writes, connects or runs anything. It also takes the waiting upon itself: asking for
@@ -20,7 +21,7 @@ use crate::config;
 const ANSWER_MAX: Duration = Duration::from_millis(50);
 
 /// Looks at links.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Links(Option<SyncSender<Question>>);
 
 /// Where a link leads.

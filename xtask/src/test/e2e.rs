@@ -16,6 +16,7 @@ use crate::{host, package, paths, process};
 pub(super) fn run(context: &Context) -> Result<Outcome> {
     context.build_agent()?;
     host::ensure_mounts()?;
+    apt::ensure(&["containerd", "runc"], "a container runtime, whose names of containers are tested")?;
     if process::find("ip").is_none() {
         apt::ensure(&["iproute2"], "`ip`, which makes the tests' network namespaces")?;
     }

@@ -49,6 +49,14 @@ families! {
     PROBE_INFO "galen_probe_info" Info "Which hook each probe uses.";
     BPF_RUN_SECONDS "galen_bpf_run_seconds_total" Counter "Time that programs ran in the kernel.";
     BPF_RUNS "galen_bpf_runs_total" Counter "Times that programs ran in the kernel.";
+    IDENTITY_ENTRIES "galen_identity_entries" Gauge "What is kept to name cgroups, containers and processes.";
+    IDENTITY_BYTES "galen_identity_bytes" Gauge "Bytes that it takes.";
+    IDENTITY_EVICTIONS "galen_identity_evictions_total" Counter "Entries forgotten for want of room.";
+    IDENTITY_MISSED "galen_identity_lookups_missed_total" Counter "Cgroups of events that were not found.";
+    IDENTITY_CHANGES_LOST "galen_identity_changes_lost_total" Counter "Changes to the cgroup hierarchies that were not told.";
+    IDENTITY_SCANS "galen_identity_scans_total" Counter "Scans of the cgroup hierarchies.";
+    CRI_REQUESTS "galen_identity_cri_requests_total" Counter "Listings asked of the container runtime.";
+    CRI_FAILURES "galen_identity_cri_failures_total" Counter "Listings that failed.";
     BPF_MISSED_RUNS "galen_bpf_missed_runs_total" Counter "Runs left out by the kernel, as one like it was running on that CPU.";
     HEALTH "galen_health_status" Gauge "1 healthy, 0.5 degraded, 0 unhealthy, NaN unknown.";
     HEALTH_EVICTED "galen_health_subjects_evicted_total" Counter "Subjects forgotten because there were too many.";
@@ -58,7 +66,6 @@ families! {
     HEALING_DROPPED "galen_healing_events_dropped_total" Counter "Healing events that were not said; the audit trail has them.";
     HEALING_EVICTED "galen_healing_subjects_evicted_total" Counter "Subjects whose cool-down was forgotten because there were too many.";
     AUDIT_FAILURES "galen_audit_failures_total" Counter "Lines that are missing from the audit trail.";
-    NAMES_EVICTED "galen_cgroup_names_evicted_total" Counter "Names of cgroups forgotten because there were too many.";
     INCIDENTS_WRITTEN "galen_incidents_written_total" Counter "Incidents written down.";
     INCIDENTS_EVICTED "galen_incidents_evicted_total" Counter "Files of incidents removed to make room.";
     INCIDENTS_FAILED "galen_incidents_failed_total" Counter "Incidents, or victims of one, that were not written down.";

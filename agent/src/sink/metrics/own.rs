@@ -3,10 +3,11 @@
 use super::Input;
 use super::encoder::{Encoder, Labels, label};
 use super::families;
-use crate::event::{HealthState, Kind};
+use crate::event::{HealthState, IdentityTotals, Kind};
 use crate::incidents::Reading;
 
 pub(super) fn render(encoder: &mut Encoder, input: &Input<'_>) {
+    render_identity(encoder, &input.totals.identity);
     encoder.family(&families::HEALTH);
     for health in input.health {
         let value = match health.state {
@@ -31,12 +32,30 @@ pub(super) fn render(encoder: &mut Encoder, input: &Input<'_>) {
     encoder.single(&families::HEALING_DROPPED, input.healing.dropped_events);
     encoder.single(&families::HEALING_EVICTED, input.healing.evicted_subjects);
     encoder.single(&families::AUDIT_FAILURES, input.healing.audit_failures);
-    encoder.single(&families::NAMES_EVICTED, input.totals.names_evicted);
     render_incidents(encoder, &input.counters.incidents.read());
     render_outputs(encoder, input);
     encoder.family(&families::BUILD_INFO);
     let labels = label("version", env!("CARGO_PKG_VERSION")).with("arch", std::env::consts::ARCH);
     encoder.sample(&families::BUILD_INFO, &labels, 1);
+}
+
+fn render_identity(encoder: &mut Encoder, identity: &IdentityTotals) {
+    let lists = [
+        (&families::IDENTITY_ENTRIES, "kind", &identity.entries),
+        (&families::IDENTITY_BYTES, "kind", &identity.bytes),
+        (&families::IDENTITY_EVICTIONS, "kind", &identity.evictions),
+        (&families::CRI_FAILURES, "reason", &identity.cri_failures),
+    ];
+    for (family, name, values) in lists {
+        encoder.family(family);
+        for (kind, value) in values {
+            encoder.sample(family, &label(name, kind), *value);
+        }
+    }
+    encoder.single(&families::IDENTITY_MISSED, identity.lookups_missed);
+    encoder.single(&families::IDENTITY_CHANGES_LOST, identity.changes_lost);
+    encoder.single(&families::IDENTITY_SCANS, identity.scans);
+    encoder.single(&families::CRI_REQUESTS, identity.cri_requests);
 }
 
 fn render_incidents(encoder: &mut Encoder, incidents: &Reading) {

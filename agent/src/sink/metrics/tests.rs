@@ -8,8 +8,8 @@ use super::families::{ALL, Type};
 use super::parser::{Page, parse};
 use super::*;
 use crate::event::{
-    Body, CgroupTotals, Errno, Event, Fault, HealthState, Histogram, Identity, OomScope, Probe, ProbeFates,
-    ProbeInfo, ProgramTotals, Signal, WallTime,
+    Body, CgroupTotals, Errno, Event, Fault, HealthState, Histogram, Identity, IdentityTotals, OomScope,
+    Probe, ProbeFates, ProbeInfo, ProgramTotals, Signal, WallTime,
 };
 use crate::healing::ActionCount;
 
@@ -64,12 +64,19 @@ fn totals(cgroups: Vec<CgroupTotals>) -> Totals {
         runs: 3,
         missed_runs: 1,
     };
+    let identity = IdentityTotals {
+        entries: vec![("cgroup", 3)],
+        bytes: vec![("cgroup", 900)],
+        evictions: vec![("cgroup", 1)],
+        cri_failures: vec![("timed_out", 1)],
+        ..IdentityTotals::default()
+    };
     Totals {
         cgroups,
         fates: vec![fates],
         programs: vec![program.clone(), program],
         probes: vec![probe],
-        names_evicted: 3,
+        identity,
     }
 }
 
@@ -182,7 +189,7 @@ fn the_values_are_those_that_were_counted() {
     assert_eq!(value("galen_healing_events_dropped_total", &[]), Some(5.0));
     assert_eq!(value("galen_audit_failures_total", &[]), Some(6.0));
     assert_eq!(value("galen_healing_subjects_evicted_total", &[]), Some(7.0));
-    assert_eq!(value("galen_cgroup_names_evicted_total", &[]), Some(3.0));
+    assert_eq!(value("galen_identity_evictions_total", &[("kind", "cgroup")]), Some(1.0));
     let dropped =
         |probe, reason| value("galen_events_dropped_total", &[("probe", probe), ("reason", reason)]);
     assert_eq!(dropped("file_write", "ring_full"), Some(1.0));

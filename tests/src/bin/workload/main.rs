@@ -36,6 +36,7 @@ usage: galen-workload [--wait] [--netns FILE] [--dies-first] COMMAND
   oom CGROUP                    joins the memory cgroup at this path, and grows until it is killed
   hold MIB                      takes so much memory, says `holding`, and waits for a line
   take MIB                      takes so much memory
+  sleep SECONDS                 does nothing
   try-connect ADDR N            N TCP connects to ADDR, whatever becomes of them
   connect-to-itself             one TCP connect of a socket to its own address
   connect-without-port ADDR     two TCP connects to ADDR with one source port for both; with --netns only
@@ -68,6 +69,10 @@ fn run(words: &[&str]) -> Result<Value> {
     let done = match *words {
         ["hold", mib] => return hold(number(mib)?),
         ["take", mib] => return take(number(mib)?).map(|held| json!({"mib": held.len()})),
+        ["sleep", seconds] => {
+            thread::sleep(Duration::from_secs(number(seconds)?));
+            return Ok(json!({}));
+        }
         ["try-connect", addr, times] => return try_connect(addr, number(times)?),
         ["connect-to-itself"] => return connects::to_itself(),
         ["connect-without-port", addr] => return connects::without_port(address(addr)?),
