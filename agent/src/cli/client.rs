@@ -1,6 +1,7 @@
 //! A small HTTP client for the agent on this host: by its local socket where that can be used, else by its
 //! address. Every wait but that for the next event has a deadline.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -64,6 +65,9 @@ pub enum ClientError {
         "no galen agent answers on {0}: start one with `galen agent`, or name its address with --listen ADDR"
     )]
     NotRunning(Place),
+    /// Somebody may, and this user may not.
+    #[error("{0} may not be used by this user: run it as root, or as a member of the group of `api.group`")]
+    Forbidden(Place),
     /// It accepted and said nothing.
     #[error(
         "the agent on {0} did not answer in time; see its log, or name another address with --listen ADDR"
@@ -117,7 +121,10 @@ pub async fn get(reach: &Reach, path: &str) -> Result<Answer, ClientError> {
             let stream = timeout(CONNECT_DEADLINE, UnixStream::connect(socket))
                 .await
                 .map_err(|_| ClientError::TimedOut(place.clone()))?
-                .map_err(|_| ClientError::NotRunning(place.clone()))?;
+                .map_err(|error| match error.kind() {
+                    ErrorKind::PermissionDenied => ClientError::Forbidden(place.clone()),
+                    _ => ClientError::NotRunning(place.clone()),
+                })?;
             ask(stream, place, path).await
         }
         (None, Some(addr)) => get_by_address(addr, path).await,

@@ -108,7 +108,16 @@ pub(super) fn find(wanted: &str, folder: &Path) -> Result<Stored, Missing> {
     if wanted.contains('/') || Path::new(wanted).extension().is_some_and(|end| end == "json") {
         return store::read(Path::new(wanted)).map_err(Missing::Unreadable);
     }
+    if wanted.is_empty() {
+        return Err(Missing::Unclear(
+            "the id is empty; `galen incidents` lists those that are there".to_owned(),
+        ));
+    }
     let paths = store::paths(folder).map_err(Missing::Unreadable)?;
+    if paths.is_empty() {
+        let folder = folder.display();
+        return Err(Missing::Unclear(format!("no incident was kept yet in {folder}: no OOM kill was seen")));
+    }
     let names = |path: &&PathBuf| {
         wanted == "latest" || path.file_stem().is_some_and(|name| name.to_string_lossy().starts_with(wanted))
     };
@@ -239,6 +248,10 @@ mod tests {
                 Missing::Unreadable(error) => error.to_string(),
             })
         };
+        assert!(id("").unwrap_err().contains("empty"));
+        let none = tempfile::tempdir().unwrap();
+        let Err(Missing::Unclear(why)) = find("latest", none.path()) else { panic!("none is there") };
+        assert!(why.contains("no incident was kept yet"), "{why}");
         assert_eq!(id(&old.id[..25]).as_deref(), Ok(old.id.as_str()));
         assert_eq!(id("latest").as_deref(), Ok(new.id.as_str()));
         let file = folder.join(format!("{}.json", old.id)).display().to_string();

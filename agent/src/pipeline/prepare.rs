@@ -60,6 +60,10 @@ pub fn prepare(config: &Config, config_file: Option<&Path>) -> Result<Prepared, 
     let symbols = read_oom_functions(config, &oom_functions)?;
     let hierarchies = Hierarchies::find(&config.host.proc, &config.host.cgroup).unwrap_or_default();
     let mut loaded = LoadedCore::split(start_core(config, &hierarchies));
+    loaded.unkept = lock.is_none().then(|| {
+        let folder = config.state_dir.display();
+        format!("the state folder {folder} cannot be used: no audit trail and no incidents are kept")
+    });
     let own = &config.identity;
     let cgroups = Cgroups::new(&hierarchies, own.cgroups_bytes.0, own.keep_removed.0);
     crate::memory::give_back();

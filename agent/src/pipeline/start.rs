@@ -152,7 +152,8 @@ fn spawn_parts(
         ready: false,
         reasons: vec!["the kernel programs are not attached yet".to_owned()],
     });
-    let ready = readiness_of(&loaded.report, loaded.failure.as_deref());
+    let mut ready = readiness_of(&loaded.report, loaded.failure.as_deref());
+    ready.reasons.extend(loaded.unkept.clone());
     let (health, health_shown) = watch::channel(Arc::default());
     let tasks = TaskTracker::new();
     let (signals, signals_taken) = mpsc::channel::<FaultSignal>(256);
@@ -285,6 +286,8 @@ pub(super) struct LoadedCore {
     pub(super) counters: Option<(crate::kernel::Counters, u64)>,
     pub(super) report: Report,
     failure: Option<String>,
+    /// Why nothing can be kept in the state folder.
+    pub(super) unkept: Option<String>,
     programs: Option<crate::kernel::Programs>,
 }
 
@@ -298,6 +301,7 @@ impl LoadedCore {
                 counters: Some((core.counters, core.shards)),
                 report: core.report,
                 failure: None,
+                unkept: None,
                 programs: Some(core.programs),
             },
             Err(failure) => Self {
@@ -306,6 +310,7 @@ impl LoadedCore {
                 diagnostics: None,
                 counters: None,
                 report: Arc::default(),
+                unkept: None,
                 failure: Some(failure),
                 programs: None,
             },
@@ -376,6 +381,7 @@ fn blind_to(loaded: &LoadedCore, kernel: &config::Kernel) -> Option<(HealthState
         .iter()
         .filter(|info| info.variant == "none" && wanted(info.probe))
         .map(|info| format!("{} is not observed: {}", info.probe.name(), info.refused.join("; ")))
+        .chain(loaded.unkept.clone())
         .collect();
     (!missing.is_empty()).then(|| (HealthState::Degraded, missing.join("; ")))
 }

@@ -209,6 +209,11 @@ fn a_state_folder_that_cannot_be_written_is_said() -> Result<()> {
     let mut agent = Start::with("").state_dir(&state).start()?;
     agent.wait_ready()?;
     says(&agent, &[state.to_str().context("UTF-8")?, "state_dir"])?;
+    let status: Value = serde_json::from_str(&agent.get("/api/v1/status")?.body)?;
+    let node = &status["health"][0];
+    ensure!(node["subject"] == "node" && node["state"] == "degraded", "{node}");
+    ensure!(node["reasons"].to_string().contains("no audit trail"), "{node}");
+    ensure!(agent.get("/readyz")?.body.contains("no audit trail"), "/readyz says nothing");
     counts(&agent)?;
     agent.stop()
 }
