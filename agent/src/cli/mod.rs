@@ -8,6 +8,7 @@ pub mod status;
 pub mod text;
 pub mod validate;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -77,6 +78,13 @@ pub fn main() -> ExitCode {
         eprintln!("galen: {error:#}");
         ExitCode::FAILURE
     })
+}
+
+/// The environment. A value that is not UTF-8 is taken with U+FFFD in it, so that it is refused where it means
+/// something and ignored where it does not.
+fn environment() -> impl Iterator<Item = (String, String)> {
+    let text = |value: OsString| value.to_string_lossy().into_owned();
+    std::env::vars_os().map(move |(name, value)| (text(name), text(value)))
 }
 
 /// What the program itself has to say goes to standard error; `GALEN_LOG` filters it.
