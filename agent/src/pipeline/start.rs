@@ -1,7 +1,8 @@
 //! Starting the agent and ending it in order.
 
-use std::fs::{File, TryLockError};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -23,6 +24,7 @@ use crate::healing::audit::Audit;
 use crate::healing::policy::PolicySet;
 use crate::healing::{Ends, Healer, HealerClient};
 use crate::identity::{Cgroups, OomFunctions};
+use crate::input;
 use crate::kernel::cgroups::Hierarchies;
 use crate::kernel::{Core, Report};
 use crate::server::{Readiness, Server, State};
@@ -486,8 +488,7 @@ fn read_oom_functions(proc: &Path, functions: &Arc<OnceLock<OomFunctions>>) -> J
 /// without: what is kept there is then not kept.
 fn lock_state_dir(folder: &Path) -> Result<Option<File>, StartError> {
     let path = folder.join("agent.lock");
-    let opened = std::fs::create_dir_all(folder)
-        .and_then(|()| File::options().create(true).read(true).write(true).truncate(false).open(&path));
+    let opened = std::fs::create_dir_all(folder).and_then(|()| lock_options().open(&path));
     let mut file = match opened {
         Ok(file) => file,
         Err(error) => {
@@ -507,7 +508,7 @@ fn lock_state_dir(folder: &Path) -> Result<Option<File>, StartError> {
             Ok(Some(file))
         }
         Err(TryLockError::WouldBlock) => {
-            let pid = std::fs::read_to_string(&path).unwrap_or_default();
+            let pid = input::read_text(&path).unwrap_or_default();
             let pid = if pid.trim().is_empty() { "unknown".to_owned() } else { pid.trim().to_owned() };
             Err(StartError::InUse { folder: folder.to_path_buf(), pid })
         }
@@ -518,10 +519,17 @@ fn lock_state_dir(folder: &Path) -> Result<Option<File>, StartError> {
     }
 }
 
+/// The pid is written over what is in the file, so a link in its place would have another file overwritten.
+fn lock_options() -> OpenOptions {
+    let mut options = File::options();
+    options.create(true).read(true).write(true).truncate(false).custom_flags(libc::O_NOFOLLOW);
+    options
+}
+
 /// The node's name: configured, or the host's.
 fn node_name(config: &Config) -> Arc<str> {
     let host = || {
-        let name = std::fs::read_to_string(config.host.proc.join("sys/kernel/hostname")).unwrap_or_default();
+        let name = input::read_text(&config.host.proc.join("sys/kernel/hostname")).unwrap_or_default();
         if name.trim().is_empty() { "localhost".to_owned() } else { name.trim().to_owned() }
     };
     config.node.clone().unwrap_or_else(host).into()
