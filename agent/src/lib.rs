@@ -11,6 +11,7 @@ pub mod faults;
 pub mod healing;
 pub mod health;
 pub mod identity;
+pub mod input;
 pub mod kernel;
 pub mod memory;
 pub mod pipeline;

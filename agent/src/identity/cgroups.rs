@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::container::identify;
+use super::container::{cgroup_of_process, identify};
 use super::handle;
 use crate::event::Identity;
 use crate::kernel::cgroups::Hierarchies;
@@ -69,21 +69,10 @@ impl Cgroups {
         identity
     }
 
-    /// Whose cgroup a process is in, by the text of its `/proc/PID/cgroup` (cgroups(7)): the v2 one unless
-    /// that is the root, else the v1 memory controller's. `None` when the text names neither.
+    /// Whose cgroup a process is in, by the text of its `/proc/PID/cgroup`, see [`cgroup_of_process`]. `None`
+    /// when the text names none.
     pub fn identity_of_proc_cgroup(&mut self, text: &str) -> Option<Arc<Identity>> {
-        let mut v1_memory = None;
-        let mut v2 = None;
-        for line in text.lines() {
-            let mut fields = line.splitn(3, ':');
-            let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
-            match controllers {
-                "" => v2 = Some(path),
-                _ if controllers.split(',').any(|name| name == "memory") => v1_memory = Some(path),
-                _ => {}
-            }
-        }
-        let path = v2.filter(|path| *path != "/" || v1_memory.is_none()).or(v1_memory)?;
+        let path = cgroup_of_process(text)?;
         let id = self.roots.iter().find_map(|root| {
             let folder = root.path.join(path.trim_start_matches('/'));
             std::fs::metadata(folder).ok().map(|found| found.ino())

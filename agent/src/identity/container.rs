@@ -28,6 +28,24 @@ pub fn identify(cgroup_id: u64, path: &str) -> Identity {
     identity
 }
 
+/// The path of the cgroup that a process is in, by the text of its `/proc/PID/cgroup` (cgroups(7)): the v2 one
+/// unless that is the root, else the v1 memory controller's. `None` when the text names neither.
+#[must_use]
+pub fn cgroup_of_process(text: &str) -> Option<&str> {
+    let mut v1_memory = None;
+    let mut v2 = None;
+    for line in text.lines() {
+        let mut fields = line.splitn(3, ':');
+        let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
+        match controllers {
+            "" => v2 = Some(path),
+            _ if controllers.split(',').any(|name| name == "memory") => v1_memory = Some(path),
+            _ => {}
+        }
+    }
+    v2.filter(|path| *path != "/" || v1_memory.is_none()).or(v1_memory)
+}
+
 /// `ID`, `docker-ID.scope`, `cri-containerd-ID.scope`, `crio-ID`, `libpod-ID.scope`: 64 hexadecimal digits
 /// after the last hyphen. CRI-O's `crio-conmon-` and Podman's `libpod-conmon-` are the monitor's.
 fn container_id(name: &str) -> Option<&str> {

@@ -5,13 +5,14 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::io::{Read, Seek};
+use std::io::Seek;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::event::Dev;
 use crate::event::decode::RawWrite;
+use crate::input;
 
 /// Files whose path is remembered, for records that do not carry it.
 const REMEMBERED_MAX: usize = 4096;
@@ -78,9 +79,9 @@ impl Files {
                 None => return,
             },
         };
-        let mut text = String::new();
-        if table.rewind().and_then(|()| table.read_to_string(&mut text)).is_ok() {
-            let now = parse(&text);
+        let read = table.rewind().and_then(|()| input::read_all(&table, 0, input::TEXT_MAX_BYTES));
+        if let Ok(bytes) = read {
+            let now = parse(&input::text(bytes));
             let stays = |dev: Dev| {
                 let of = |mount: &&Mount| mount.dev == dev;
                 self.mounts.iter().filter(of).eq(now.iter().filter(of))
@@ -94,7 +95,7 @@ impl Files {
     }
 
     fn open_table(&self, of: &str) -> Option<File> {
-        File::open(self.proc.join(of).join("mountinfo")).ok()
+        input::open(&self.proc.join(of).join("mountinfo")).ok()
     }
 
     fn of_descriptor(&self, write: &RawWrite, pid: u32) -> Option<Box<str>> {
@@ -123,6 +124,13 @@ fn with_gone(mut now: Vec<Mount>, before: &[Mount]) -> Vec<Mount> {
     let gone = before.iter().filter(|mount| !devices.contains(&mount.dev));
     now.extend(gone.take(GONE_MOUNTS_MAX).cloned());
     now
+}
+
+/// The path of a file on `dev` that lies at `below` in its filesystem, by the text of a mount table. `None` when
+/// no mount shows it. Pure.
+#[must_use]
+pub fn path_by_mounts(table: &str, dev: Dev, below: &str) -> Option<Box<str>> {
+    join(&parse(table), dev, below)
 }
 
 /// Of the mounts of a device, the one that shows most of it.

@@ -7,8 +7,10 @@ mod container;
 mod files;
 mod handle;
 mod oom_scope;
+mod task_state;
 
 pub use cgroups::Cgroups;
-pub use container::identify;
-pub use files::Files;
+pub use container::{cgroup_of_process, identify};
+pub use files::{Files, path_by_mounts};
 pub use oom_scope::OomFunctions;
+pub use task_state::{is_dying, is_exiting};

@@ -1,10 +1,15 @@
 //! Which kernel function a stack went through, by the addresses in `/proc/kallsyms`.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 use crate::event::OomScope;
+use crate::input;
+
+/// A symbol has at most 511 characters (KSYM_NAME_LEN, include/linux/kallsyms.h).
+const LINE_MAX_BYTES: u64 = 1024;
+/// Some ten times what a kernel with all its modules has.
+const SYMBOLS_MAX_BYTES: u64 = 256 * 1024 * 1024;
 
 /// Where the functions lie that tell one kind of OOM from another.
 #[derive(Debug, Default)]
@@ -24,20 +29,30 @@ impl OomFunctions {
     /// # Errors
     /// When the file cannot be read.
     pub fn read(proc: &Path) -> std::io::Result<Self> {
-        Self::parse(BufReader::new(File::open(proc.join("kallsyms"))?))
+        Self::parse(BufReader::new(input::open(&proc.join("kallsyms"))?))
     }
 
     /// Reads lines of the form `ADDRESS TYPE NAME`, in the order of addresses. A function reaches to the
-    /// next symbol with a higher address.
-    fn parse(mut lines: impl BufRead) -> std::io::Result<Self> {
+    /// next symbol with a higher address. Lines that are something else are left out, however long they are.
+    ///
+    /// # Errors
+    /// Those of `lines`.
+    pub fn parse(lines: impl BufRead) -> std::io::Result<Self> {
         let mut found = Self::default();
         let mut open: Vec<(bool, u64)> = Vec::new();
-        let mut line = String::new();
+        let mut lines = lines.take(SYMBOLS_MAX_BYTES);
+        let mut line = Vec::new();
+        let mut is_rest = false;
         loop {
             line.clear();
-            if lines.read_line(&mut line)? == 0 {
+            if lines.by_ref().take(LINE_MAX_BYTES).read_until(b'\n', &mut line)? == 0 {
                 return Ok(found);
             }
+            let was_rest = std::mem::replace(&mut is_rest, line.last() != Some(&b'\n'));
+            if was_rest || is_rest {
+                continue;
+            }
+            let line = String::from_utf8_lossy(&line);
             let mut parts = line.split_ascii_whitespace();
             let (Some(address), Some(_), Some(name)) = (parts.next(), parts.next(), parts.next()) else {
                 continue;

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use galen_common::globals::cgroup_source;
 
+use crate::input;
+
 /// The hierarchies that name cgroups here.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hierarchies {
@@ -20,12 +22,15 @@ impl Hierarchies {
     /// # Errors
     /// When the file cannot be read.
     pub fn find(proc: &Path, root: &Path) -> std::io::Result<Self> {
-        Ok(Self::parse(&std::fs::read_to_string(proc.join("self/mountinfo"))?, root))
+        Ok(Self::parse(&input::read_text(&proc.join("self/mountinfo"))?, root))
     }
 
+    /// Finds them in the text of a mount table. Pure.
+    ///
     /// Format: proc_pid_mountinfo(5). The mount point is field 5; the type and the super block's options,
     /// which name the v1 controllers, follow the hyphen.
-    fn parse(mountinfo: &str, root: &Path) -> Self {
+    #[must_use]
+    pub fn parse(mountinfo: &str, root: &Path) -> Self {
         let mut found = Self::default();
         for line in mountinfo.lines() {
             let Some((mount, filesystem)) = line.split_once(" - ") else { continue };

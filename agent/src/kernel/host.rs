@@ -7,6 +7,10 @@ use aya::Btf;
 use super::layout::{self, BtfLayout, Settings};
 use super::tracefs;
 use crate::config::{self, Variant};
+use crate::input;
+
+/// The kernel's types are some 6 MiB; a longer file is not the kernel's.
+const BTF_MAX_BYTES: u64 = 256 * 1024 * 1024;
 
 /// What there is.
 pub struct Offers {
@@ -67,7 +71,7 @@ pub(super) fn parse_types(types: &[u8]) -> Result<Btf, String> {
 
 fn read_btf(sys: &Path) -> Result<(Vec<u8>, BtfLayout), String> {
     let path = sys.join("kernel/btf/vmlinux");
-    let data = std::fs::read(&path).map_err(|error| {
+    let data = input::read_bytes(&path, BTF_MAX_BYTES).map_err(|error| {
         format!(
             "the kernel's types are not at {} ({error}): a kernel built with CONFIG_DEBUG_INFO_BTF has them",
             path.display()
@@ -93,7 +97,12 @@ const CAP_BPF: u32 = 39;
 /// The effective capabilities of this process, as the bit set of `/proc/self/status`.
 #[must_use]
 pub fn effective_capabilities() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    capabilities(&input::read_text(Path::new("/proc/self/status")).unwrap_or_default())
+}
+
+/// The effective capabilities in the text of a `/proc/PID/status`; none when it does not say. Pure.
+#[must_use]
+pub fn capabilities(status: &str) -> u64 {
     status
         .lines()
         .find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok())
@@ -111,7 +120,12 @@ pub fn may_load() -> bool {
 /// The kernel's lockdown mode: `none`, `integrity`, `confidentiality`; `None` when it has none.
 #[must_use]
 pub fn lockdown(sys: &Path) -> Option<String> {
-    let text = std::fs::read_to_string(sys.join("kernel/security/lockdown")).ok()?;
+    lockdown_mode(&input::read_text(&sys.join("kernel/security/lockdown")).ok()?)
+}
+
+/// The chosen one of `none [integrity] confidentiality`. Pure.
+#[must_use]
+pub fn lockdown_mode(text: &str) -> Option<String> {
     let (_, rest) = text.split_once('[')?;
     Some(rest.split(']').next()?.to_owned())
 }

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::input;
+
 /// Fields of one tracepoint.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Format {
@@ -76,7 +78,7 @@ pub fn find(configured: Option<&Path>) -> Result<PathBuf, String> {
 #[must_use]
 pub fn format(tracefs: &Path, category: &str, name: &str) -> Option<Format> {
     let path = tracefs.join("events").join(category).join(name).join("format");
-    std::fs::read_to_string(path).ok().map(|text| Format::parse(&text))
+    input::read_text(&path).ok().map(|text| Format::parse(&text))
 }
 
 #[cfg(test)]
