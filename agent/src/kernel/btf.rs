@@ -30,7 +30,7 @@ const KIND_FUNC_PROTO: u32 = 13;
 const KIND_ENUM64: u32 = 19;
 const DEPTH_MAX: u32 = 16;
 /// Members looked at for one path; the largest structure of a kernel has some thousand.
-const MEMBERS_MAX: u32 = 100_000;
+const MEMBERS_MAX: u32 = 10_000;
 
 /// A BTF blob, with the position of each of its types.
 pub struct Btf<'a> {

@@ -32,6 +32,9 @@ use crate::sink::history::History;
 use crate::sink::metrics::Counters;
 use crate::sink::stdout::Printer;
 
+pub use events::parse_since;
+pub use guard::is_local_name;
+
 /// Connections at once; those beyond are refused.
 pub const CONNECTIONS_MAX: usize = 256;
 /// A request's head must have come within this time. It bounds idle connections too.
