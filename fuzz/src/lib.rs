@@ -95,7 +95,9 @@ pub fn mountinfo(bytes: &[u8]) {
     for dev in [Dev { major: 254, minor: 0 }, Dev { major: 0, minor: 40 }, Dev { major: 8, minor: 1 }] {
         for below in ["/a/b", "/", ""] {
             let path = identity::path_by_mounts(&table, dev, below);
-            assert!(path.is_none_or(|path| path.ends_with(below)), "another file's path");
+            // The mount may show a folder of the filesystem only, so the folders before may go.
+            let name = below.rsplit('/').next().unwrap_or_default();
+            assert!(path.is_none_or(|path| path.ends_with(name)), "another file's path");
         }
     }
 }

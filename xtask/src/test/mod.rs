@@ -4,7 +4,9 @@ mod deny;
 mod docs;
 mod e2e;
 mod fresh;
+mod fuzz;
 pub(crate) mod lint;
+mod sanitize;
 mod shell;
 mod structure;
 
@@ -31,6 +33,8 @@ pub(crate) enum Outcome {
 pub(crate) struct Options {
     /// The fresh machine runs the unit tests only.
     pub(crate) short: bool,
+    /// What each fuzz target gets.
+    pub(crate) seconds: Option<u64>,
     /// Handed to the test programs.
     pub(crate) arguments: Vec<OsString>,
 }
@@ -63,7 +67,7 @@ struct Suite {
 }
 
 /// In the order they run: what is quick and breaks most comes first.
-const SUITES: [Suite; 7] = [
+const SUITES: [Suite; 9] = [
     Suite {
         name: "unit",
         about: "unit tests of the agent, the shared crate and xtask, the layout rules among them",
@@ -103,6 +107,22 @@ const SUITES: [Suite; 7] = [
         time: "2 min",
         by_default: false,
         run: lint::suite,
+    },
+    Suite {
+        name: "fuzz",
+        about: "every parser's fuzz target: its corpus, then new inputs for 5 s each or as many as are named",
+        needs: "a C++ compiler",
+        time: "6 min, 2 min when built",
+        by_default: false,
+        run: fuzz::run,
+    },
+    Suite {
+        name: "sanitize",
+        about: "unit tests under AddressSanitizer, and those of kernel bytes under Miri where it can be had",
+        needs: "a C compiler; rustup's nightly for Miri",
+        time: "8 min, 3 min when built",
+        by_default: false,
+        run: sanitize::run,
     },
     Suite {
         name: "deny",

@@ -41,7 +41,7 @@ pub(super) fn run(_: &Context) -> Result<Outcome> {
 
 fn check(root: &Path) -> Result<Vec<String>> {
     let mut wrong = Vec::new();
-    for package in ["agent", "common", "ebpf", "tests", "xtask"] {
+    for package in ["agent", "common", "ebpf", "fuzz", "tests", "xtask"] {
         for file in sources(&root.join(package))? {
             let text =
                 fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
