@@ -65,7 +65,7 @@ impl AgentArgs {
             }
             Err(diagnostics) => {
                 for diagnostic in diagnostics {
-                    eprintln!("{diagnostic}");
+                    super::tell(&diagnostic.to_string());
                 }
                 None
             }
@@ -83,7 +83,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
     }
     let Some(config) = args.load() else { return Ok(ExitCode::from(UNUSABLE)) };
     if args.print_config {
-        print!("{}", config::print_effective(&config));
+        super::print(&config::print_effective(&config))?;
         return Ok(ExitCode::SUCCESS);
     }
     let shutdown = CancellationToken::new();
@@ -101,7 +101,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
     match ended {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error @ StartError::InUse { .. }) => {
-            eprintln!("galen: {error}");
+            super::tell(&format!("galen: {error}"));
             Ok(ExitCode::from(UNUSABLE))
         }
         Err(error) => Err(error.into()),
@@ -133,7 +133,7 @@ fn unpin(folder: &Path) -> anyhow::Result<ExitCode> {
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            println!("nothing is pinned under {}", folder.display());
+            super::print(&format!("nothing is pinned under {}\n", folder.display()))?;
             return Ok(ExitCode::SUCCESS);
         }
         Err(error) => {
@@ -148,7 +148,7 @@ fn unpin(folder: &Path) -> anyhow::Result<ExitCode> {
     for entry in entries.flatten() {
         let path = entry.path();
         std::fs::remove_file(&path).with_context(|| format!("{} cannot be removed", path.display()))?;
-        println!("removed {}", path.display());
+        super::print(&format!("removed {}\n", path.display()))?;
     }
     std::fs::remove_dir(folder).with_context(|| format!("{} cannot be removed", folder.display()))?;
     Ok(ExitCode::SUCCESS)

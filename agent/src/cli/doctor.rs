@@ -3,6 +3,7 @@
 //! The hooks are told by trying: everything is loaded and attached as the agent would, and let go again
 //! at once.
 
+use std::fmt::Write as _;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -56,23 +57,24 @@ struct ProbeReport {
 /// Looks, prints, and gives 0 when every probe that is switched on has a hook, else 1.
 ///
 /// # Errors
-/// When the report cannot be made into JSON.
+/// When the report cannot be made into JSON, or cannot be printed.
 pub fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     let loaded = config::load(args.config.as_deref(), super::environment(), &Overrides::default());
     let config = match loaded {
         Ok(loaded) => loaded.config,
         Err(diagnostics) => {
             for diagnostic in diagnostics {
-                eprintln!("{diagnostic}");
+                super::tell(&diagnostic.to_string());
             }
             return Ok(ExitCode::from(UNUSABLE));
         }
     };
     let report = examine(&config);
-    match args.output {
-        super::text::Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
-        super::text::Format::Text => print_text(&report, std::io::stdout().is_terminal()),
-    }
+    let printed = match args.output {
+        super::text::Format::Json => format!("{}\n", serde_json::to_string_pretty(&report)?),
+        super::text::Format::Text => as_text(&report, std::io::stdout().is_terminal()),
+    };
+    super::print(&printed)?;
     let off = |probe: &ProbeReport| probe.refused.iter().any(|reason| reason.starts_with("switched off"));
     let well =
         !report.probes.is_empty() && report.probes.iter().all(|probe| probe.variant != "none" || off(probe));
@@ -137,7 +139,8 @@ fn facts(config: &Config, hierarchies: &Hierarchies) -> Vec<Fact> {
     facts
 }
 
-fn print_text(report: &Report, is_terminal: bool) {
+fn as_text(report: &Report, is_terminal: bool) -> String {
+    let mut out = String::new();
     let style = |state: &str| {
         let color = match state {
             "ok" => AnsiColor::Green,
@@ -146,12 +149,12 @@ fn print_text(report: &Report, is_terminal: bool) {
         };
         if is_terminal { Style::new().fg_color(Some(color.into())) } else { Style::new() }
     };
-    println!("kernel {}", report.kernel);
+    let _ = writeln!(out, "kernel {}", report.kernel);
     for fact in &report.facts {
         let style = style(fact.state);
-        println!("  {style}{:<8}{style:#} {:<20} {}", fact.state, fact.name, fact.detail);
+        let _ = writeln!(out, "  {style}{:<8}{style:#} {:<20} {}", fact.state, fact.name, fact.detail);
     }
-    println!("probes");
+    let _ = writeln!(out, "probes");
     for probe in &report.probes {
         let state = match (probe.variant, probe.refused.is_empty()) {
             ("none", _) => "missing",
@@ -159,9 +162,14 @@ fn print_text(report: &Report, is_terminal: bool) {
             _ => "limited",
         };
         let style = style(state);
-        println!("  {style}{state:<8}{style:#} {:<20} {:<11} {}", probe.probe, probe.variant, probe.hook);
+        let _ = writeln!(
+            out,
+            "  {style}{state:<8}{style:#} {:<20} {:<11} {}",
+            probe.probe, probe.variant, probe.hook
+        );
         for reason in &probe.refused {
-            println!("           {:<20} {reason}", "");
+            let _ = writeln!(out, "           {:<20} {reason}", "");
         }
     }
+    out
 }

@@ -9,9 +9,11 @@ pub mod text;
 pub mod validate;
 
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
 /// The command line or the configuration cannot be used.
@@ -59,7 +61,9 @@ pub fn main() -> ExitCode {
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("galen: cannot start its threads: {error}; the system is out of processes or memory");
+            tell(&format!(
+                "galen: cannot start its threads: {error}; the system is out of processes or memory"
+            ));
             return ExitCode::FAILURE;
         }
     };
@@ -75,9 +79,28 @@ pub fn main() -> ExitCode {
     // A thread that waits on a pipe nobody reads must not hold up the end.
     runtime.shutdown_timeout(Duration::from_millis(100));
     result.unwrap_or_else(|error| {
-        eprintln!("galen: {error:#}");
+        tell(&format!("galen: {error:#}"));
         ExitCode::FAILURE
     })
+}
+
+/// Prints on standard output. A reader that has seen enough and closed its end is no error.
+///
+/// # Errors
+/// The output takes no more, as on a full disk: what was asked for is not there.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(error).context("standard output takes no more; free space where it goes")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Says a line on standard error; where nobody can hear it, there is nobody else to tell.
+fn tell(line: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
 
 /// The environment. A value that is not UTF-8 is taken with U+FFFD in it, so that it is refused where it means

@@ -57,27 +57,29 @@ impl Checked {
 /// Checks each file and prints what is wrong with it.
 ///
 /// # Errors
-/// When the report cannot be made into JSON.
+/// When the report cannot be made into JSON, or cannot be printed.
 pub fn run(args: &ValidateArgs) -> anyhow::Result<ExitCode> {
     let checked: Vec<Checked> = args.files.iter().map(|path| check(path)).collect();
     match args.output {
         Format::Json => {
-            println!("{}", serde_json::to_string_pretty(&serde_json::json!({ "files": checked }))?)
+            let report = serde_json::to_string_pretty(&serde_json::json!({ "files": checked }))?;
+            super::print(&format!("{report}\n"))?;
         }
-        Format::Text => print_text(&checked),
+        Format::Text => print_text(&checked)?,
     }
     Ok(ExitCode::from(status(&checked)))
 }
 
-fn print_text(checked: &[Checked]) {
+fn print_text(checked: &[Checked]) -> anyhow::Result<()> {
     for file in checked {
         for finding in &file.findings {
-            eprintln!("{finding}");
+            super::tell(&finding.to_string());
         }
         if file.valid {
-            println!("{}: ok", file.file);
+            super::print(&format!("{}: ok\n", file.file))?;
         }
     }
+    Ok(())
 }
 
 fn status(checked: &[Checked]) -> u8 {
