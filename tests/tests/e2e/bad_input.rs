@@ -17,13 +17,13 @@ use super::lifecycle::{oom, small_cgroup};
 use super::oom_kill::wait_for_scopes;
 
 /// One line of the log that has all these parts.
-fn says(agent: &Agent, parts: &[&str]) -> Result<()> {
+pub(crate) fn says(agent: &Agent, parts: &[&str]) -> Result<()> {
     let what = format!("log line with {parts:?}");
     agent.stderr.find(0, SOON, &what, |line| parts.iter().all(|part| line.contains(part)).then_some(()))
 }
 
 /// Counts are exact for what is still observed.
-fn counts(agent: &Agent) -> Result<()> {
+pub(crate) fn counts(agent: &Agent) -> Result<()> {
     let (cgroup, folder) = (Cgroup::new("still")?, TempDir::with_prefix("galen-test-")?);
     let file = folder.path().join("mix");
     let done = Load::run(&cgroup, &["write-mix", file.to_str().context("UTF-8")?, "20"])?;
