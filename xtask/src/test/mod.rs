@@ -1,5 +1,7 @@
 //! `cargo xtask test`: named suites, each with what it needs, one closing line for all.
 
+#[cfg(test)]
+mod bad_input;
 mod deny;
 mod docs;
 mod e2e;

@@ -55,7 +55,7 @@ fn check(root: &Path) -> Result<Vec<String>> {
     Ok(wrong)
 }
 
-fn sources(directory: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn sources(directory: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory).with_context(|| format!("cannot list {}", directory.display()))? {
         let path = entry.with_context(|| format!("cannot list {}", directory.display()))?.path();
