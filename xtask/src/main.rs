@@ -42,10 +42,8 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         }
         Command::Run { arguments } => run::run(&arguments)?,
         Command::Test { list: true, .. } => test::list(),
-        Command::Test { mut names, short, arguments, .. } => {
-            // No suite is called by a number.
-            let seconds = names.iter().find_map(|name| name.parse().ok());
-            names.retain(|name| name.parse::<u64>().is_err());
+        Command::Test { names, short, arguments, .. } => {
+            let (names, seconds) = test::names_and_seconds(names);
             return test::run(&names, test::Options { short, seconds, arguments });
         }
         Command::Bench { area, quick } => bench::run(area.as_deref(), quick)?,

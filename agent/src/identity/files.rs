@@ -170,6 +170,8 @@ fn unescape(field: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const TABLE: &str = "20 1 254:0 / / rw - ext4 /dev/vda rw\n\
@@ -209,5 +211,16 @@ mod tests {
         let mut files = Files::new(Path::new("/proc"));
         files.follow_mounts();
         assert!(files.table.is_some() && !files.mounts.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn any_mount_point_comes_out_as_it_went_in(point in "/[a-z \t\n\\\\0-9]{0,20}") {
+            // As the kernel escapes it (fs/proc_namespace.c, seq_path_root).
+            let escaped = point.replace('\\', "\\134").replace(' ', "\\040").replace('\t', "\\011").replace('\n', "\\012");
+            let table = format!("22 20 0:40 / {escaped} rw - tmpfs tmpfs rw\n");
+            let expected = format!("{}/below", point.trim_end_matches('/'));
+            prop_assert_eq!(path_by_mounts(&table, dev(0, 40), "/below").as_deref(), Some(&*expected));
+        }
     }
 }

@@ -92,6 +92,8 @@ impl OomFunctions {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const SYMBOLS: &str = "ffffffff81000100 T out_of_memory\n\
@@ -115,5 +117,30 @@ mod tests {
         let functions = OomFunctions::parse(hidden.as_bytes()).unwrap();
         assert_eq!(OomFunctions::default().scope(&[0xffff_ffff_8100_0110]), OomScope::Unknown);
         assert_ne!(functions.scope(&[0]), OomScope::Memcg);
+    }
+
+    proptest! {
+        /// Symbols at rising addresses, one of them the function: an address is in it or in another one.
+        #[test]
+        fn only_addresses_within_the_function_are_in_it(
+            steps in proptest::collection::vec(1_u64..5000, 2..40),
+            which in any::<proptest::sample::Index>(),
+            beyond in 0_u64..5000,
+        ) {
+            let starts: Vec<u64> = steps.iter().scan(0xffff_ffff_8000_0000, |at, step| {
+                *at += step;
+                Some(*at)
+            }).collect();
+            let which = which.index(starts.len() - 1);
+            let lines = starts.iter().enumerate().map(|(index, start)| {
+                let name = if index == which { "mem_cgroup_out_of_memory" } else { "other" };
+                format!("{start:x} t {name}\n")
+            });
+            let functions = OomFunctions::parse(lines.collect::<String>().as_bytes()).unwrap();
+            let at = starts[which] + beyond;
+            let inside = at < starts[which + 1];
+            prop_assert_eq!(functions.scope(&[at]) == OomScope::Memcg, inside);
+            prop_assert_eq!(functions.scope(&[starts[which] - 1]), OomScope::Unknown);
+        }
     }
 }

@@ -153,6 +153,13 @@ pub(crate) fn list() {
     }
 }
 
+/// Names of suites, and how many seconds each fuzz target gets: no suite is called by a number.
+pub(crate) fn names_and_seconds(mut names: Vec<String>) -> (Vec<String>, Option<u64>) {
+    let seconds = names.iter().find_map(|name| name.parse().ok());
+    names.retain(|name| name.parse::<u64>().is_err());
+    (names, seconds)
+}
+
 /// Runs the named suites, or the default ones.
 pub(crate) fn run(names: &[String], options: Options) -> Result<ExitCode> {
     let chosen = choose(names)?;
