@@ -83,7 +83,7 @@ fn a_failed_write_has_an_errno_and_its_path_the_right_way_round() {
     put(&mut bytes, 80, &((254_u32 << 20) | 7).to_ne_bytes());
     put(&mut bytes, 88, &(Reason::Error as u32).to_ne_bytes());
     put(&mut bytes, 92, &6_u32.to_ne_bytes());
-    put(&mut bytes, 96, b"c\0b\0a\0");
+    put(&mut bytes, 104, b"c\0b\0a\0");
     let RawBody::FileWrite(write) = decode(&bytes).unwrap().body else { panic!("another kind") };
     assert_eq!(write.returned, Err(Errno(28)));
     assert_eq!((write.dev, write.inode), (Dev { major: 254, minor: 7 }, 42));
@@ -119,7 +119,7 @@ fn unknown_kinds_and_values_have_reasons_of_their_own() {
         assert_eq!(decode(&bytes).unwrap_err().reason(), "unknown_value", "at {at}");
     }
     let mut bytes = record(RecordKind::OomKill as u32, size_of::<OomKillRecord>());
-    put(&mut bytes, 116, &u32::MAX.to_ne_bytes());
+    put(&mut bytes, 108, &u32::MAX.to_ne_bytes());
     let RawBody::OomKill(kill) = decode(&bytes).unwrap().body else { panic!("another kind") };
     assert!(kill.stack.len() <= STACK_DEPTH, "a stack longer than its array");
     let shortest = decode(&[0; size_of::<Header>() - 1]).unwrap_err();
