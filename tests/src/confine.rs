@@ -19,14 +19,10 @@ impl Confine {
         self
     }
 
-    /// With a system call that fails with this error, as a sandbox has it.
-    ///
-    /// # Panics
-    /// The numbers are none of a system call and an error.
+    /// With a system call that fails with this error, as a sandbox has it. A number that none has refuses nothing.
     #[must_use]
     pub fn refuse(mut self, call: libc::c_long, errno: i32) -> Self {
-        let numbers = (u32::try_from(call).expect("a call"), u16::try_from(errno).expect("an errno"));
-        self.refused.push(numbers);
+        self.refused.push((u32::try_from(call).unwrap_or(u32::MAX), u16::try_from(errno).unwrap_or(0)));
         self
     }
 

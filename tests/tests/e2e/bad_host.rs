@@ -358,8 +358,10 @@ fn a_command_whose_output_goes_nowhere_ends_in_order() -> Result<()> {
     Ok(())
 }
 
-/// Files that are no files, where a document is expected.
-const NO_FILES: [(&str, fn(&Path) -> Result<()>, &str); 5] = [
+/// What is no file, where a document is expected; how it is made, and what is said.
+type NoFile = (&'static str, fn(&Path) -> Result<()>, &'static str);
+
+const NO_FILES: [NoFile; 5] = [
     ("file: absent", |_| Ok(()), "check the path"),
     ("file: a folder", |path| Ok(fs::create_dir(path)?), "check that it is a regular file"),
     (
