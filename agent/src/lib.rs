@@ -1,8 +1,12 @@
 //! Galen's user space.
 //!
 //! The modules are the stages of an event's way, in order; a stage imports only earlier ones:
-//! [`config`] → [`kernel`] → [`event`] → [`identity`] → [`health`] → [`faults`] → [`healing`] →
+//! [`config`] → [`privilege`] → [`kernel`] → [`event`] → [`identity`] → [`incidents`] → [`health`] → [`faults`] →
+//! [`healing`] →
 //! [`sink`] → [`server`] → [`pipeline`] → [`cli`]. `ARCHITECTURE.md` shows the whole way.
+
+// These panic when the output is gone or full, and a panic ends the agent.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod cli;
 pub mod config;
@@ -11,9 +15,11 @@ pub mod faults;
 pub mod healing;
 pub mod health;
 pub mod identity;
+pub mod incidents;
 pub mod input;
 pub mod kernel;
 pub mod memory;
 pub mod pipeline;
+pub mod privilege;
 pub mod server;
 pub mod sink;

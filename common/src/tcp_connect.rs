@@ -59,10 +59,13 @@ impl Outcome {
         if new_state == TCP_ESTABLISHED || new_state == TCP_SYN_RECV {
             return Self::Established as u32;
         }
-        match OUTCOME_OF_ERRNO.get(errno as usize) {
-            Some(index) => u32::from(*index),
-            None => Self::Other as u32,
+        if errno as usize >= OUTCOME_OF_ERRNO.len() {
+            return Self::Other as u32;
         }
+        // Verifiers before Linux 6.8 forget what a comparison showed of a value that the compiler then takes
+        // from the stack again. The mask says it once more, and the black box keeps it from being optimised out.
+        let index = core::hint::black_box(errno) as usize & (OUTCOME_OF_ERRNO.len() - 1);
+        u32::from(OUTCOME_OF_ERRNO[index])
     }
 
     /// The outcome of a connect that left SYN_SENT for `new_state` while the socket's error was `errno`

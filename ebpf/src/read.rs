@@ -1,6 +1,8 @@
 //! Two ways to read kernel memory: through pointers that the verifier knows the type of, and through any.
 
-use aya_ebpf::helpers::bpf_probe_read_kernel;
+use core::mem::MaybeUninit;
+
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 
 use crate::settings::get;
 
@@ -52,7 +54,15 @@ pub struct Probe;
 impl Reader for Probe {
     #[inline(always)]
     unsafe fn read<T: Copy>(address: *const T) -> T {
-        // SAFETY: the helper checks the address, and zero is a valid T by this trait's contract.
-        unsafe { bpf_probe_read_kernel(address).unwrap_or(core::mem::zeroed()) }
+        // Without a look at what the helper returns: each look doubles the paths that verifiers before
+        // Linux 6.12 walk, beyond what they allow.
+        let mut value = MaybeUninit::<T>::uninit();
+        // SAFETY: the helper checks the address and fills all of the value, with zeros where it cannot read
+        // (`bpf_probe_read_kernel_common` in kernel/trace/bpf_trace.c); zero is a valid T by this trait's
+        // contract.
+        unsafe {
+            bpf_probe_read_kernel(value.as_mut_ptr().cast(), size_of::<T>() as u32, address.cast());
+            value.assume_init()
+        }
     }
 }

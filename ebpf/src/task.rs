@@ -1,8 +1,11 @@
 //! Whose event it is.
 
+use core::mem::MaybeUninit;
+
+use aya_ebpf::helpers::generated::bpf_get_current_comm;
 use aya_ebpf::helpers::{
-    bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_task,
-    bpf_get_current_task_btf, bpf_get_current_uid_gid,
+    bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_current_task, bpf_get_current_task_btf,
+    bpf_get_current_uid_gid,
 };
 use galen_common::globals::cgroup_source;
 use galen_common::record::{Header, RecordKind, TASK_COMM_LEN, header_flags};
@@ -83,11 +86,14 @@ unsafe fn kernfs_id<R: Reader>(cgroup: *const u8) -> u64 {
 }
 
 /// Who is running.
+///
+/// Aligned, the name first: else it is filled by a loop over bytes.
+#[repr(C, align(8))]
 pub struct TaskIds {
+    pub comm: [u8; TASK_COMM_LEN],
     pub pid: u32,
     pub tid: u32,
     pub uid: u32,
-    pub comm: [u8; TASK_COMM_LEN],
 }
 
 impl TaskIds {
@@ -95,12 +101,14 @@ impl TaskIds {
     #[inline(always)]
     pub fn current() -> Self {
         let both = bpf_get_current_pid_tgid();
-        Self {
-            pid: (both >> 32) as u32,
-            tid: both as u32,
-            uid: bpf_get_current_uid_gid() as u32,
-            comm: bpf_get_current_comm().unwrap_or([0; TASK_COMM_LEN]),
-        }
+        let mut comm = MaybeUninit::<[u8; TASK_COMM_LEN]>::uninit();
+        // SAFETY: the helper fills all of it, with zeros where there is no name (`bpf_get_current_comm` in
+        // kernel/bpf/helpers.c).
+        let comm = unsafe {
+            bpf_get_current_comm(comm.as_mut_ptr().cast(), TASK_COMM_LEN as u32);
+            comm.assume_init()
+        };
+        Self { pid: (both >> 32) as u32, tid: both as u32, uid: bpf_get_current_uid_gid() as u32, comm }
     }
 }
 

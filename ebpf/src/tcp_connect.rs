@@ -30,13 +30,17 @@ static ZERO: ConnectStats =
     ConnectStats { outcomes: [0; 8], syn_retransmits: [0; 8], latency_sum_ns: 0, latency_us: [0; BUCKETS] };
 
 /// Where a connect stands when it ends.
+///
+/// Aligned, addresses first: else they are filled by a loop over bytes, which costs the verifiers of older
+/// kernels more than they allow.
 #[derive(Clone, Copy)]
+#[repr(C, align(8))]
 struct Endpoints {
+    saddr: [u8; 16],
+    daddr: [u8; 16],
     family: u16,
     sport: u16,
     dport: u16,
-    saddr: [u8; 16],
-    daddr: [u8; 16],
     errno: u32,
     syn_retransmits: u32,
 }
@@ -232,8 +236,12 @@ fn end(ctx: &impl EbpfContext, sk: u64, new_state: i32, at_end: &Endpoints) {
     // The state is set before a source port is chosen; when none is free, it is taken back without an error
     // on the socket.
     let no_port = new_state == TCP_CLOSE && at_end.errno == 0 && at_end.sport == 0;
-    let errno = if no_port { EADDRNOTAVAIL } else { at_end.errno };
-    let outcome = Outcome::index_from_exit(new_state, errno);
+    let mut errno = at_end.errno;
+    let mut outcome = Outcome::index_from_exit(new_state, errno);
+    if no_port {
+        errno = EADDRNOTAVAIL;
+        outcome = Outcome::Other as u32;
+    }
     if let Some(stats) = stats::of_cgroup(ctx, &CONNECT_STATS, &ZERO, Subject::TcpConnect, cgroup_id) {
         // SAFETY: the outcome is below 8 and the bucket below BUCKETS.
         unsafe {

@@ -129,7 +129,7 @@ pub fn procfs(bytes: &[u8]) {
     let [stat, status, limits, system] = [next(), next(), next(), next()];
     let _ = Process::parse(stat, status, limits, system);
     let _ = (identity::is_exiting(stat), identity::is_dying(status));
-    let _ = (host::capabilities(status), host::lockdown_mode(limits));
+    let _ = host::lockdown_mode(limits);
 }
 
 /// YAML as a tree with places.

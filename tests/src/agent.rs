@@ -42,6 +42,7 @@ pub struct Start {
     reader: Reader,
     nobody: bool,
     confine: Confine,
+    capabilities: Vec<u32>,
 }
 
 impl Start {
@@ -55,6 +56,7 @@ impl Start {
             reader: Reader::Takes,
             nobody: false,
             confine: Confine::default(),
+            capabilities: Vec::new(),
         }
     }
 
@@ -91,6 +93,13 @@ impl Start {
     pub fn confine(mut self, confine: Confine) -> Self {
         self.confine = confine;
         self
+    }
+
+    /// As the user `nobody`, with these capabilities by number and no others.
+    #[must_use]
+    pub fn as_nobody_with(mut self, capabilities: &[u32]) -> Self {
+        self.capabilities = capabilities.to_vec();
+        self.as_nobody()
     }
 
     /// Starts it and waits until it listens; a free port unless the arguments say otherwise.
@@ -137,6 +146,22 @@ impl Start {
         command::finish(&mut command, SOON)
     }
 
+    fn nobodys(&self, binary: &Path) -> std::process::Command {
+        if self.capabilities.is_empty() {
+            let mut command = std::process::Command::new(binary);
+            command.uid(NOBODY).gid(NOBODY);
+            return command;
+        }
+        let named: String = self.capabilities.iter().map(|number| format!(",+cap_{number}")).collect();
+        let mut command = std::process::Command::new("setpriv");
+        command.arg(format!("--reuid={NOBODY}")).arg(format!("--regid={NOBODY}")).arg("--clear-groups");
+        for set in ["inh-caps", "ambient-caps", "bounding-set"] {
+            command.arg(format!("--{set}=-all{named}"));
+        }
+        command.arg(binary);
+        command
+    }
+
     fn prepare(&self) -> Result<(TempDir, PathBuf, std::process::Command)> {
         let folder = TempDir::with_prefix("galen-test-").context("no temporary folder")?;
         let state = self.state_dir.clone().unwrap_or_else(|| folder.path().join("state"));
@@ -150,9 +175,11 @@ impl Start {
             fs::create_dir_all(&state)?;
             std::os::unix::fs::chown(&state, Some(NOBODY), Some(NOBODY))?;
             fs::set_permissions(folder.path(), Permissions::from_mode(0o755))?;
-            command = std::process::Command::new(binary);
-            command.env_clear().env("PATH", "/usr/bin:/bin").uid(NOBODY).gid(NOBODY).stdin(Stdio::null());
+            command = self.nobodys(&binary);
+            command.env_clear().env("PATH", "/usr/bin:/bin").stdin(Stdio::null());
         }
+        // Two agents on one machine have two sockets.
+        command.env("GALEN_API_SOCKET", socket(&config, self.nobody, &state));
         command.args(["agent", "--config"]).arg(&config).args(&self.arguments);
         if !self.arguments.iter().any(|argument| argument == "--output") {
             command.args(["--output", "json"]);
@@ -160,6 +187,10 @@ impl Start {
         self.confine.apply(&mut command);
         Ok((folder, config, command))
     }
+}
+
+fn socket(config: &Path, nobody: bool, state: &Path) -> PathBuf {
+    if nobody { state.join("galen.sock") } else { config.with_file_name("galen.sock") }
 }
 
 fn listening(line: &str) -> Option<SocketAddr> {
@@ -202,6 +233,12 @@ impl Agent {
             let answer = self.get("/readyz")?;
             Ok(if answer.status == 200 { Look::Done(()) } else { Look::NotYet(answer.body) })
         })
+    }
+
+    /// Its local socket, unless it runs as `nobody`.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.config.with_file_name("galen.sock")
     }
 
     /// Its process id.

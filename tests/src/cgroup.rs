@@ -77,6 +77,17 @@ impl Cgroup {
         if self.folder.join(swap).exists() { self.write(swap, "0") } else { Ok(()) }
     }
 
+    /// Lets an OOM kill all of it, where the kernel can (cgroup v2); returns whether it can.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn kill_as_group(&self) -> Result<bool> {
+        if self.is_v1() {
+            return Ok(false);
+        }
+        self.write("memory.oom.group", "1").map(|()| true)
+    }
+
     /// Moves a process into it.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ pub mod confine;
 pub mod http;
 pub mod lines;
 pub mod load;
+pub mod matrix;
 pub mod metrics;
 pub mod netns;
 pub mod receiver;

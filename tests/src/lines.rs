@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
+use crate::wait::patient;
+
 #[derive(Default)]
 struct Kept {
     lines: Vec<String>,
@@ -68,6 +70,7 @@ impl Lines {
     /// # Errors
     /// It does not end in time.
     pub fn wait_end(&self, deadline: Duration) -> Result<()> {
+        let deadline = patient(deadline);
         let until = Instant::now() + deadline;
         let mut kept = self.lock();
         while !kept.ended {
@@ -91,6 +94,7 @@ impl Lines {
         what: &str,
         mut find: impl FnMut(&str) -> Option<T>,
     ) -> Result<T> {
+        let deadline = patient(deadline);
         let until = Instant::now() + deadline;
         let mut next = mark;
         let mut kept = self.lock();

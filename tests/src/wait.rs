@@ -1,10 +1,21 @@
 //! Waiting for a condition, with a deadline.
 
 use std::fmt::Display;
+use std::sync::LazyLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+
+/// A deadline on this machine: `GALEN_TEST_PATIENCE` times as long, where an emulated CPU is that much slower.
+#[must_use]
+pub fn patient(deadline: Duration) -> Duration {
+    static FACTOR: LazyLock<u32> = LazyLock::new(|| {
+        let named = std::env::var("GALEN_TEST_PATIENCE").ok();
+        named.and_then(|factor| factor.parse().ok()).unwrap_or(1)
+    });
+    deadline * *FACTOR
+}
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -28,6 +39,7 @@ pub fn eventually<T>(
     mut look: impl FnMut() -> Result<Look<T>>,
 ) -> Result<T> {
     let started = Instant::now();
+    let deadline = patient(deadline);
     loop {
         let instead = match look()? {
             Look::Done(found) => return Ok(found),

@@ -43,6 +43,14 @@ pub(crate) fn workload() -> Result<PathBuf> {
     Ok(paths::workload())
 }
 
+/// Builds the first process of the machines of suite `vm`.
+pub(crate) fn vm_init() -> Result<PathBuf> {
+    let mut command = process::cargo();
+    command.args(["build", "--release", "--package", package::TESTS, "--bin", "galen-vm-init"]);
+    process::run(&mut command).context("the first process of the machines does not build")?;
+    Ok(paths::vm_init())
+}
+
 /// Sets up and builds the eBPF object alone.
 pub(crate) fn object() -> Result<PathBuf> {
     let tools = setup::setup()?;
@@ -104,6 +112,25 @@ fn copy_if_changed(from: &Path, to: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A level of its own gives the agent a place of its own in the target directory, so that what was built
+    /// well stays as it is and the dependencies are shared.
+    #[test]
+    fn a_bare_build_says_in_one_sentence_what_to_run() {
+        let mut command = process::cargo();
+        command
+            .env(OBJECT_VARIABLE, "/no such object")
+            .env_remove("RUSTFLAGS")
+            .env("CARGO_TERM_COLOR", "never");
+        command.args(["build", "--package", package::AGENT, "--lib"]);
+        command.args(["--config", &format!("profile.dev.package.{}.opt-level=1", package::AGENT)]);
+        let output = command.output().expect("cargo starts");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "it builds without the kernel side");
+        let errors: Vec<_> = said.lines().filter(|line| line.starts_with("error")).collect();
+        assert!(errors[0].contains("run `cargo xtask build`"), "{said}");
+        assert!(errors[1..].iter().all(|line| line.contains("could not compile")), "nothing else: {said}");
+    }
 
     #[test]
     fn flags_keep_a_path_with_a_space_whole() {

@@ -43,7 +43,19 @@ pub(crate) enum Command {
         /// In suite fresh, run only the unit tests on the fresh machine
         #[arg(long)]
         short: bool,
-        /// Arguments of the test programs in suites unit and e2e, such as a part of a test's name; targets of suite fuzz
+        /// In suite vm, this kernel only, by Debian's release or its series, such as bookworm or 6.1; repeatable
+        #[arg(long = "kernel", value_name = "NAME")]
+        kernels: Vec<String>,
+        /// In suite vm, run all end-to-end tests on each kernel, not only those of the table in docs/kernels.md
+        #[arg(long)]
+        long: bool,
+        /// In suite vm, write docs/kernels.md from what the tests find on all kernels
+        #[arg(long)]
+        write_docs: bool,
+        /// In suite vm, run this with `sh` in place of the tests, to look at a kernel by hand
+        #[arg(long, value_name = "LINE")]
+        command: Option<String>,
+        /// Arguments of the test programs in suites unit, e2e and vm, such as a part of a test's name; targets of suite fuzz
         #[arg(last = true, value_name = "ARGS")]
         arguments: Vec<OsString>,
     },

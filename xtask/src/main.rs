@@ -42,9 +42,10 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         }
         Command::Run { arguments } => run::run(&arguments)?,
         Command::Test { list: true, .. } => test::list(),
-        Command::Test { names, short, arguments, .. } => {
+        Command::Test { names, short, kernels, long, write_docs, command, arguments, .. } => {
             let (names, seconds) = test::names_and_seconds(names);
-            return test::run(&names, test::Options { short, seconds, arguments });
+            let options = test::Options { short, seconds, kernels, long, write_docs, command, arguments };
+            return test::run(&names, options);
         }
         Command::Bench { area, quick } => bench::run(area.as_deref(), quick)?,
         Command::Fmt => test::lint::format()?,

@@ -38,6 +38,11 @@ pub(crate) fn workload() -> PathBuf {
     target().join(Profile::Release.directory()).join("galen-workload")
 }
 
+/// The first process of the machines of suite `vm`.
+pub(crate) fn vm_init() -> PathBuf {
+    target().join(Profile::Release.directory()).join("galen-vm-init")
+}
+
 /// What is slow to make and the same for every checkout: the linker, the base of the fresh machine.
 pub(crate) fn cache() -> Result<PathBuf> {
     let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);

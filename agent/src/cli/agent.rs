@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::UNUSABLE;
 use crate::config::{self, Config, Loaded, Output, Overrides};
-use crate::pipeline::{self, Options, StartError};
+use crate::pipeline::{self, Options, Prepared, StartError};
 
 /// Where what outlives the agent is pinned.
 const PIN_DIR: &str = "/sys/fs/bpf/galen";
@@ -64,9 +64,7 @@ impl AgentArgs {
                 Some(config)
             }
             Err(diagnostics) => {
-                for diagnostic in diagnostics {
-                    super::tell(&diagnostic.to_string());
-                }
+                diagnostics.iter().for_each(super::say);
                 None
             }
         }
@@ -76,8 +74,8 @@ impl AgentArgs {
 /// Runs the agent until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// When signals cannot be received.
-pub async fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
+/// When signals cannot be received, threads cannot be started, or what was asked for cannot be printed.
+pub fn run(args: &AgentArgs) -> anyhow::Result<ExitCode> {
     if args.unpin {
         return unpin(Path::new(PIN_DIR));
     }
@@ -86,46 +84,68 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
         super::print(&config::print_effective(&config))?;
         return Ok(ExitCode::SUCCESS);
     }
+    // From here on, so that none ends the agent in the middle of attaching: a runtime without threads takes
+    // them, and what comes meanwhile is handed over by the first one that runs.
+    let early = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let signals = early.block_on(async { Signals::listen() })?;
+    match pipeline::prepare(&config, args.config.as_deref()) {
+        Ok(prepared) => super::in_runtime(serve(args.clone(), config, prepared, signals)),
+        Err(error) => ended(Err(error)),
+    }
+}
+
+async fn serve(
+    args: AgentArgs,
+    config: Config,
+    prepared: Prepared,
+    signals: Signals,
+) -> anyhow::Result<ExitCode> {
     let shutdown = CancellationToken::new();
     let (reload, reload_requests) = mpsc::channel(1);
-    let signals = tokio::spawn(follow_signals(shutdown.clone(), reload)?);
-    let again = args.clone();
-    let options = Options {
-        config,
-        reload: Box::new(move || again.load()),
-        reload_requests,
-        shutdown: shutdown.clone(),
-    };
-    let ended = pipeline::run(options).await;
+    let signals = tokio::spawn(signals.follow(shutdown.clone(), reload));
+    let options = Options { config, reload: Box::new(move || args.load()), reload_requests, shutdown };
+    let result = pipeline::run(options, prepared).await;
     signals.abort();
-    match ended {
+    ended(result)
+}
+
+fn ended(result: Result<(), StartError>) -> anyhow::Result<ExitCode> {
+    match result {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error @ StartError::InUse { .. }) => {
-            super::tell(&format!("galen: {error}"));
+            super::say(format_args!("galen: {error}"));
             Ok(ExitCode::from(UNUSABLE))
         }
         Err(error) => Err(error.into()),
     }
 }
 
-fn follow_signals(
-    shutdown: CancellationToken,
-    reload: mpsc::Sender<()>,
-) -> anyhow::Result<impl Future<Output = ()>> {
-    let listen = |kind| signal(kind).context("cannot receive signals");
-    let mut terminate = listen(SignalKind::terminate())?;
-    let mut interrupt = listen(SignalKind::interrupt())?;
-    let mut hangup = listen(SignalKind::hangup())?;
-    Ok(async move {
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn listen() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("cannot receive signals");
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hangup: listen(SignalKind::hangup())?,
+        })
+    }
+
+    async fn follow(mut self, shutdown: CancellationToken, reload: mpsc::Sender<()>) {
         loop {
             tokio::select! {
-                _ = terminate.recv() => shutdown.cancel(),
-                _ = interrupt.recv() => shutdown.cancel(),
+                _ = self.terminate.recv() => shutdown.cancel(),
+                _ = self.interrupt.recv() => shutdown.cancel(),
                 // A second request while one waits asks for nothing more.
-                _ = hangup.recv() => { let _ = reload.try_send(()); }
+                _ = self.hangup.recv() => { let _ = reload.try_send(()); }
             }
         }
-    })
+    }
 }
 
 /// Removes the folder of pins and says what was in it.
@@ -145,13 +165,19 @@ fn unpin(folder: &Path) -> anyhow::Result<ExitCode> {
             });
         }
     };
+    let mut said = String::new();
+    let removed = remove(folder, entries, &mut said);
+    super::print(&said)?;
+    removed.map(|()| ExitCode::SUCCESS)
+}
+
+fn remove(folder: &Path, entries: std::fs::ReadDir, said: &mut String) -> anyhow::Result<()> {
     for entry in entries.flatten() {
         let path = entry.path();
         std::fs::remove_file(&path).with_context(|| format!("{} cannot be removed", path.display()))?;
-        super::print(&format!("removed {}\n", path.display()))?;
+        said.push_str(&format!("removed {}\n", path.display()));
     }
-    std::fs::remove_dir(folder).with_context(|| format!("{} cannot be removed", folder.display()))?;
-    Ok(ExitCode::SUCCESS)
+    std::fs::remove_dir(folder).with_context(|| format!("{} cannot be removed", folder.display()))
 }
 
 #[cfg(test)]

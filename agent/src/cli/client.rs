@@ -1,6 +1,8 @@
-//! A small HTTP client for the agent on this host. Every wait but that for the next event has a deadline.
+//! A small HTTP client for the agent on this host: by its local socket where that can be used, else by its
+//! address. Every wait but that for the next event has a deadline.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -9,12 +11,44 @@ use hyper::body::Incoming;
 use hyper::header::{ACCEPT, HOST};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 /// Where the agent listens unless configured.
-pub const DEFAULT_LISTEN: &str = "127.0.0.1:9936";
+const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9936);
+/// Where its local socket is unless configured.
+const DEFAULT_SOCKET: &str = "/run/galen/galen.sock";
+
+/// How to reach the agent.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Reach {
+    /// Where the agent listens, instead of its local socket (default: the socket, else 127.0.0.1:9936)
+    #[arg(long, value_name = "ADDR", env = "GALEN_LISTEN", conflicts_with = "socket")]
+    pub listen: Option<SocketAddr>,
+    /// The agent's local socket (default: /run/galen/galen.sock where it can be used)
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+}
+
+/// Whom the answer came from, for messages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// By TCP.
+    Addr(SocketAddr),
+    /// By the local socket.
+    Socket(PathBuf),
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Addr(addr) => addr.fmt(f),
+            Self::Socket(path) => path.display().fmt(f),
+        }
+    }
+}
 
 const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
 /// The agent itself gives up on its counters after 5 s.
@@ -29,20 +63,20 @@ pub enum ClientError {
     #[error(
         "no galen agent answers on {0}: start one with `galen agent`, or name its address with --listen ADDR"
     )]
-    NotRunning(SocketAddr),
+    NotRunning(Place),
     /// It accepted and said nothing.
     #[error(
         "the agent on {0} did not answer in time; see its log, or name another address with --listen ADDR"
     )]
-    TimedOut(SocketAddr),
+    TimedOut(Place),
     /// The answer broke off, was too large, or is not HTTP.
     #[error("the answer from {0} broke off or is not a galen agent's; check --listen ADDR")]
-    Broken(SocketAddr),
+    Broken(Place),
     /// It refused.
-    #[error("the agent on {addr} refused {path}: {message}")]
+    #[error("the agent on {place} refused {path}: {message}")]
     Refused {
-        /// The agent's address.
-        addr: SocketAddr,
+        /// The agent's address or socket.
+        place: Place,
         /// What was asked for.
         path: String,
         /// Its own words.
@@ -53,7 +87,7 @@ pub enum ClientError {
 /// An answer whose body is still coming.
 #[derive(Debug)]
 pub struct Answer {
-    addr: SocketAddr,
+    place: Place,
     response: Response<Incoming>,
     connection: JoinHandle<()>,
 }
@@ -64,37 +98,79 @@ impl Drop for Answer {
     }
 }
 
-/// Asks the agent at `addr` for `path`.
+impl Answer {
+    /// Whom it came from.
+    #[must_use]
+    pub const fn place(&self) -> &Place {
+        &self.place
+    }
+}
+
+/// Asks the agent for `path`. Without anything said, the usual socket is taken where it can be connected to.
 ///
 /// # Errors
 /// [`ClientError`]; anything but success is an error with the agent's own words.
-pub async fn get(addr: SocketAddr, path: &str) -> Result<Answer, ClientError> {
+pub async fn get(reach: &Reach, path: &str) -> Result<Answer, ClientError> {
+    match (&reach.socket, reach.listen) {
+        (Some(socket), _) => {
+            let place = Place::Socket(socket.clone());
+            let stream = timeout(CONNECT_DEADLINE, UnixStream::connect(socket))
+                .await
+                .map_err(|_| ClientError::TimedOut(place.clone()))?
+                .map_err(|_| ClientError::NotRunning(place.clone()))?;
+            ask(stream, place, path).await
+        }
+        (None, Some(addr)) => get_by_address(addr, path).await,
+        (None, None) => {
+            let socket = Path::new(DEFAULT_SOCKET);
+            match timeout(CONNECT_DEADLINE, UnixStream::connect(socket)).await {
+                Ok(Ok(stream)) => ask(stream, Place::Socket(socket.to_path_buf()), path).await,
+                // Not there, or for others only; what can be read by the address needs no right.
+                _ => get_by_address(DEFAULT_LISTEN, path).await,
+            }
+        }
+    }
+}
+
+async fn get_by_address(addr: SocketAddr, path: &str) -> Result<Answer, ClientError> {
     let addr = reachable(addr);
+    let place = Place::Addr(addr);
     let stream = timeout(CONNECT_DEADLINE, TcpStream::connect(addr))
         .await
-        .map_err(|_| ClientError::TimedOut(addr))?
-        .map_err(|_| ClientError::NotRunning(addr))?;
-    let broken = |_| ClientError::Broken(addr);
+        .map_err(|_| ClientError::TimedOut(place.clone()))?
+        .map_err(|_| ClientError::NotRunning(place.clone()))?;
+    ask(stream, place, path).await
+}
+
+async fn ask<S>(stream: S, place: Place, path: &str) -> Result<Answer, ClientError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let broken = || ClientError::Broken(place.clone());
     let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream));
-    let (mut sender, connection) = handshake.await.map_err(broken)?;
+    let (mut sender, connection) = handshake.await.map_err(|_| broken())?;
     let connection = tokio::spawn(async move {
         // What goes wrong here is seen by the one who reads the answer.
         let _ = connection.await;
     });
+    let host = match &place {
+        Place::Addr(addr) => addr.to_string(),
+        Place::Socket(_) => "localhost".to_owned(),
+    };
     let request = Request::get(path)
-        .header(HOST, addr.to_string())
+        .header(HOST, host)
         .header(ACCEPT, "application/json, application/x-ndjson")
         .body(Empty::<Bytes>::new())
-        .map_err(|_| ClientError::Broken(addr))?;
+        .map_err(|_| broken())?;
     let response = timeout(ANSWER_DEADLINE, sender.send_request(request)).await;
     let response = match response {
         Ok(Ok(response)) => response,
         failed => {
             connection.abort();
-            return Err(failed.map_or(ClientError::TimedOut(addr), |_| ClientError::Broken(addr)));
+            return Err(failed.map_or(ClientError::TimedOut(place.clone()), |_| broken()));
         }
     };
-    let answer = Answer { addr, response, connection };
+    let answer = Answer { place: place.clone(), response, connection };
     if answer.response.status().is_success() {
         return Ok(answer);
     }
@@ -104,7 +180,7 @@ pub async fn get(addr: SocketAddr, path: &str) -> Result<Answer, ClientError> {
         .ok()
         .and_then(|value| value.get("error")?.as_str().map(str::to_owned))
         .unwrap_or_else(|| status.to_string());
-    Err(ClientError::Refused { addr, path: path.to_owned(), message })
+    Err(ClientError::Refused { place, path: path.to_owned(), message })
 }
 
 impl Answer {
@@ -114,7 +190,7 @@ impl Answer {
     /// [`ClientError::Broken`] when the connection breaks.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, ClientError> {
         while let Some(frame) = self.response.frame().await {
-            let frame = frame.map_err(|_| ClientError::Broken(self.addr))?;
+            let frame = frame.map_err(|_| ClientError::Broken(self.place.clone()))?;
             if let Ok(data) = frame.into_data() {
                 return Ok(Some(data));
             }
@@ -127,18 +203,18 @@ impl Answer {
     /// # Errors
     /// [`ClientError::TimedOut`] and [`ClientError::Broken`].
     pub async fn text(mut self) -> Result<String, ClientError> {
-        let addr = self.addr;
+        let place = self.place.clone();
         let read = async {
             let mut body = BytesMut::new();
             while let Some(chunk) = self.chunk().await? {
                 body.extend_from_slice(&chunk);
                 if body.len() > BODY_BYTES_MAX {
-                    return Err(ClientError::Broken(addr));
+                    return Err(ClientError::Broken(self.place.clone()));
                 }
             }
-            String::from_utf8(body.to_vec()).map_err(|_| ClientError::Broken(addr))
+            String::from_utf8(body.to_vec()).map_err(|_| ClientError::Broken(self.place.clone()))
         };
-        timeout(BODY_DEADLINE, read).await.map_err(|_| ClientError::TimedOut(addr))?
+        timeout(BODY_DEADLINE, read).await.map_err(|_| ClientError::TimedOut(place))?
     }
 }
 
@@ -175,7 +251,7 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         drop(listener);
-        let error = get(addr, "/").await.unwrap_err().to_string();
+        let error = get(&Reach { listen: Some(addr), socket: None }, "/").await.unwrap_err().to_string();
         let expected = format!(
             "no galen agent answers on {addr}: start one with `galen agent`, or name its address with --listen ADDR"
         );

@@ -3,7 +3,6 @@
 //! The hooks are told by trying: everything is loaded and attached as the agent would, and let go again
 //! at once.
 
-use std::fmt::Write as _;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -15,6 +14,8 @@ use super::UNUSABLE;
 use crate::config::{self, Config, Overrides};
 use crate::kernel::cgroups::Hierarchies;
 use crate::kernel::{Core, host, tracefs};
+use crate::privilege;
+use crate::privilege::capabilities::{self, Held};
 
 /// Arguments of `galen doctor`.
 #[derive(Clone, Debug, clap::Args)]
@@ -34,6 +35,8 @@ struct Report {
     kernel: String,
     facts: Vec<Fact>,
     probes: Vec<ProbeReport>,
+    capabilities: Vec<CapabilityReport>,
+    sandbox: Vec<Fact>,
 }
 
 /// One thing the host offers or lacks.
@@ -43,6 +46,18 @@ struct Fact {
     /// `ok`, `limited` or `missing`.
     state: &'static str,
     detail: String,
+}
+
+/// What a capability is for, and whether this process has it.
+#[derive(Debug, Serialize)]
+struct CapabilityReport {
+    capability: &'static str,
+    have: bool,
+    /// Whether anything that is configured here asks for it.
+    needed: bool,
+    held: Held,
+    needed_by: &'static str,
+    lost_without_it: &'static str,
 }
 
 #[derive(Debug, Serialize)]
@@ -57,24 +72,21 @@ struct ProbeReport {
 /// Looks, prints, and gives 0 when every probe that is switched on has a hook, else 1.
 ///
 /// # Errors
-/// When the report cannot be made into JSON, or cannot be printed.
+/// When the report cannot be made into JSON or written.
 pub fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     let loaded = config::load(args.config.as_deref(), super::environment(), &Overrides::default());
     let config = match loaded {
         Ok(loaded) => loaded.config,
         Err(diagnostics) => {
-            for diagnostic in diagnostics {
-                super::tell(&diagnostic.to_string());
-            }
+            diagnostics.iter().for_each(super::say);
             return Ok(ExitCode::from(UNUSABLE));
         }
     };
     let report = examine(&config);
-    let printed = match args.output {
-        super::text::Format::Json => format!("{}\n", serde_json::to_string_pretty(&report)?),
-        super::text::Format::Text => as_text(&report, std::io::stdout().is_terminal()),
-    };
-    super::print(&printed)?;
+    super::print(&match args.output {
+        super::text::Format::Json => serde_json::to_string_pretty(&report)? + "\n",
+        super::text::Format::Text => for_people(&report, std::io::stdout().is_terminal()),
+    })?;
     let off = |probe: &ProbeReport| probe.refused.iter().any(|reason| reason.starts_with("switched off"));
     let well =
         !report.probes.is_empty() && report.probes.iter().all(|probe| probe.variant != "none" || off(probe));
@@ -101,7 +113,50 @@ fn examine(config: &Config) -> Report {
             Vec::new()
         }
     };
-    Report { kernel: release.trim().to_owned(), facts, probes }
+    Report {
+        kernel: release.trim().to_owned(),
+        facts,
+        probes,
+        capabilities: capabilities(config),
+        sandbox: sandbox(config),
+    }
+}
+
+fn capabilities(config: &Config) -> Vec<CapabilityReport> {
+    let have = capabilities::effective();
+    let low_port = (1..1024).contains(&config.listen.port());
+    capabilities::NEEDS
+        .iter()
+        .map(|need| CapabilityReport {
+            capability: need.name(),
+            have: have.serve(need.capability),
+            needed: need.held != Held::Configured || low_port,
+            held: need.held,
+            needed_by: need.needed_by,
+            lost_without_it: need.lost,
+        })
+        .collect()
+}
+
+/// What the agent would confine itself by.
+fn sandbox(config: &Config) -> Vec<Fact> {
+    let settings = &config.privileges;
+    let programs = !config.healing.exec_allow.is_empty();
+    let fact = |name, wanted: bool, offered: Result<String, String>| match (wanted, offered) {
+        (false, _) => Fact { name, state: "limited", detail: "switched off by `privileges`".to_owned() },
+        (_, Err(lack)) => Fact { name, state: "missing", detail: lack },
+        (_, Ok(_)) if programs && name != "seccomp" => Fact {
+            name,
+            state: "limited",
+            detail: "not in force: the programs of `healing.exec_allow` would inherit it".to_owned(),
+        },
+        (_, Ok(detail)) => Fact { name, state: "ok", detail },
+    };
+    vec![
+        fact("capabilities", settings.drop, Ok("given up once everything is attached".to_owned())),
+        fact("Landlock", settings.landlock, privilege::landlock_offer()),
+        fact("seccomp", settings.seccomp, privilege::seccomp_offer()),
+    ]
 }
 
 fn facts(config: &Config, hierarchies: &Hierarchies) -> Vec<Fact> {
@@ -139,8 +194,7 @@ fn facts(config: &Config, hierarchies: &Hierarchies) -> Vec<Fact> {
     facts
 }
 
-fn as_text(report: &Report, is_terminal: bool) -> String {
-    let mut out = String::new();
+fn for_people(report: &Report, is_terminal: bool) -> String {
     let style = |state: &str| {
         let color = match state {
             "ok" => AnsiColor::Green,
@@ -149,12 +203,12 @@ fn as_text(report: &Report, is_terminal: bool) -> String {
         };
         if is_terminal { Style::new().fg_color(Some(color.into())) } else { Style::new() }
     };
-    let _ = writeln!(out, "kernel {}", report.kernel);
+    let mut out = format!("kernel {}\n", report.kernel);
     for fact in &report.facts {
         let style = style(fact.state);
-        let _ = writeln!(out, "  {style}{:<8}{style:#} {:<20} {}", fact.state, fact.name, fact.detail);
+        out += &format!("  {style}{:<8}{style:#} {:<20} {}\n", fact.state, fact.name, fact.detail);
     }
-    let _ = writeln!(out, "probes");
+    out += "probes\n";
     for probe in &report.probes {
         let state = match (probe.variant, probe.refused.is_empty()) {
             ("none", _) => "missing",
@@ -162,14 +216,36 @@ fn as_text(report: &Report, is_terminal: bool) -> String {
             _ => "limited",
         };
         let style = style(state);
-        let _ = writeln!(
-            out,
-            "  {style}{state:<8}{style:#} {:<20} {:<11} {}",
+        out += &format!(
+            "  {style}{state:<8}{style:#} {:<20} {:<11} {}\n",
             probe.probe, probe.variant, probe.hook
         );
         for reason in &probe.refused {
-            let _ = writeln!(out, "           {:<20} {reason}", "");
+            out += &format!("           {:<20} {reason}\n", "");
         }
+    }
+    out += "capabilities\n";
+    for need in &report.capabilities {
+        let state = match (need.have, need.needed) {
+            (true, _) => "ok",
+            (false, true) => "missing",
+            (false, false) => "unused",
+        };
+        let style = style(if state == "unused" { "ok" } else { state });
+        out += &format!(
+            "  {style}{state:<8}{style:#} {:<20} {:<14} {}\n",
+            need.capability,
+            need.held.name(),
+            need.needed_by
+        );
+        if state == "missing" {
+            out += &format!("           {:<20} lost without it: {}\n", "", need.lost_without_it);
+        }
+    }
+    out += "sandbox\n";
+    for fact in &report.sandbox {
+        let style = style(fact.state);
+        out += &format!("  {style}{:<8}{style:#} {:<20} {}\n", fact.state, fact.name, fact.detail);
     }
     out
 }

@@ -1,15 +1,15 @@
 //! `galen events`: the events of a running agent.
 
 use std::io::ErrorKind;
-use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use bytes::BytesMut;
 use serde_json::Value;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::signal::unix::{SignalKind, signal};
 
-use super::client::{self, Answer, DEFAULT_LISTEN};
+use super::client::{self, Answer, Reach};
 use super::text::Format;
 use crate::config::Span;
 use crate::event::WallTime;
@@ -32,9 +32,9 @@ pub struct EventsArgs {
     /// What is printed
     #[arg(long, value_enum, default_value_t)]
     pub output: Format,
-    /// Where the agent listens
-    #[arg(long, value_name = "ADDR", env = "GALEN_LISTEN", default_value = DEFAULT_LISTEN)]
-    pub listen: SocketAddr,
+    /// How to reach the agent
+    #[command(flatten)]
+    pub reach: Reach,
     /// End after what is kept
     #[arg(long)]
     pub no_follow: bool,
@@ -51,7 +51,7 @@ fn since(text: &str) -> Result<String, String> {
     Err("expected a time such as 2026-01-31T12:00:00Z, or a duration such as 5m".to_owned())
 }
 
-/// Prints until the agent ends the stream or Ctrl-C; both Ctrl-C and a reader that went away end with 0.
+/// Prints until the agent ends the stream, Ctrl-C or SIGTERM; both signals and a reader that went away end with 0.
 ///
 /// # Errors
 /// When the agent is not there, refuses, or ends while it is followed: one sentence with the address and
@@ -59,16 +59,19 @@ fn since(text: &str) -> Result<String, String> {
 pub async fn run(args: EventsArgs) -> Result<ExitCode> {
     let color = args.output == Format::Text && text::stdout_takes_color();
     let mut out = tokio::io::stdout();
+    let listen = |kind| signal(kind).context("cannot receive signals");
+    let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
     tokio::select! {
         biased;
-        interrupted = tokio::signal::ctrl_c() => interrupted.context("cannot listen for Ctrl-C")?,
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
         printed = print(&args, &mut out, color) => printed?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
 async fn print(args: &EventsArgs, out: &mut (impl AsyncWrite + Unpin), color: bool) -> Result<()> {
-    let mut answer = client::get(args.listen, &path(args)).await?;
+    let mut answer = client::get(&args.reach, &path(args)).await?;
     match copy(&mut answer, args.output, out, color).await {
         Err(error) if broken_pipe(&error) => return Ok(()),
         copied => copied?,
@@ -76,7 +79,7 @@ async fn print(args: &EventsArgs, out: &mut (impl AsyncWrite + Unpin), color: bo
     if !args.no_follow {
         bail!(
             "the agent on {} ended the stream: it was stopped or restarted; run the command again to follow",
-            args.listen
+            answer.place()
         );
     }
     Ok(())

@@ -1,7 +1,5 @@
 //! `galen status`: health now, worst first.
 
-use std::io::Write as _;
-use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -9,7 +7,7 @@ use anstyle::Style;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::client::{self, DEFAULT_LISTEN};
+use super::client::{self, Reach};
 use super::text::{Format, Table, age, state_style};
 use crate::event::WallTime;
 use crate::sink::text::stdout_takes_color;
@@ -25,9 +23,9 @@ pub struct StatusArgs {
     /// What is printed
     #[arg(long, value_enum, default_value_t)]
     pub output: Format,
-    /// Where the agent listens
-    #[arg(long, value_name = "ADDR", env = "GALEN_LISTEN", default_value = DEFAULT_LISTEN)]
-    pub listen: SocketAddr,
+    /// How to reach the agent
+    #[command(flatten)]
+    pub reach: Reach,
     /// List every healthy subject too
     #[arg(long)]
     pub all: bool,
@@ -38,19 +36,16 @@ pub struct StatusArgs {
 /// # Errors
 /// When the agent is not there or refuses: one sentence with the address and the way out.
 pub async fn run(args: StatusArgs) -> Result<ExitCode> {
-    let answer = client::get(args.listen, "/api/v1/status").await?.text().await?;
-    let status: Value = serde_json::from_str(&answer)
-        .with_context(|| format!("the answer from {} is no JSON", args.listen))?;
+    let answer = client::get(&args.reach, "/api/v1/status").await?;
+    let place = answer.place().clone();
+    let answer = answer.text().await?;
+    let status: Value =
+        serde_json::from_str(&answer).with_context(|| format!("the answer from {place} is no JSON"))?;
     let text = match args.output {
         Format::Json => format!("{answer}\n"),
         Format::Text => for_people(&status, args.all, WallTime::now(), stdout_takes_color()),
     };
-    match std::io::stdout().lock().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            return Err(error).context("cannot write to standard output");
-        }
-        _ => {}
-    }
+    super::print(&text)?;
     Ok(if any_wrong(&status) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
@@ -137,6 +132,7 @@ fn write_probes(out: &mut String, status: &Value, color: bool) {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::net::SocketAddr;
     use std::sync::Arc;
 
     use serde_json::json;
@@ -148,7 +144,7 @@ pub(super) mod tests {
     use crate::config::Mode;
     use crate::event::{HealthState, Totals};
     use crate::health::SubjectHealth;
-    use crate::server::{Readiness, Server, State};
+    use crate::server::{Api, Readiness, Server, State};
     use crate::sink::history::History;
 
     /// A running agent's listener.
@@ -183,9 +179,10 @@ pub(super) mod tests {
             history: Arc::clone(&history),
             printer: None,
             counters: Arc::default(),
+            incidents: std::path::PathBuf::from("/nonexistent"),
         };
         let stop = CancellationToken::new();
-        let served = tokio::spawn(bound.serve(state, stop.clone()));
+        let served = tokio::spawn(bound.serve(Api::new(state, stop.clone())));
         Agent { addr, history, health, stop, served }
     }
 
@@ -202,7 +199,8 @@ pub(super) mod tests {
     #[tokio::test]
     async fn ends_with_one_only_when_something_is_unhealthy_or_unknown() {
         let agent = agent().await;
-        let args = StatusArgs { output: Format::Json, listen: agent.addr, all: false };
+        let reach = Reach { listen: Some(agent.addr), socket: None };
+        let args = StatusArgs { output: Format::Json, reach, all: false };
         for (state, code) in [
             (HealthState::Degraded, ExitCode::SUCCESS),
             (HealthState::Unhealthy, ExitCode::FAILURE),

@@ -57,29 +57,18 @@ impl Checked {
 /// Checks each file and prints what is wrong with it.
 ///
 /// # Errors
-/// When the report cannot be made into JSON, or cannot be printed.
+/// When the report cannot be made into JSON or written.
 pub fn run(args: &ValidateArgs) -> anyhow::Result<ExitCode> {
     let checked: Vec<Checked> = args.files.iter().map(|path| check(path)).collect();
-    match args.output {
-        Format::Json => {
-            let report = serde_json::to_string_pretty(&serde_json::json!({ "files": checked }))?;
-            super::print(&format!("{report}\n"))?;
+    let text = match args.output {
+        Format::Json => serde_json::to_string_pretty(&serde_json::json!({ "files": checked }))? + "\n",
+        Format::Text => {
+            checked.iter().flat_map(|file| &file.findings).for_each(super::say);
+            checked.iter().filter(|file| file.valid).map(|file| format!("{}: ok\n", file.file)).collect()
         }
-        Format::Text => print_text(&checked)?,
-    }
+    };
+    super::print(&text)?;
     Ok(ExitCode::from(status(&checked)))
-}
-
-fn print_text(checked: &[Checked]) -> anyhow::Result<()> {
-    for file in checked {
-        for finding in &file.findings {
-            super::tell(&finding.to_string());
-        }
-        if file.valid {
-            super::print(&format!("{}: ok\n", file.file))?;
-        }
-    }
-    Ok(())
 }
 
 fn status(checked: &[Checked]) -> u8 {

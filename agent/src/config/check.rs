@@ -38,6 +38,12 @@ pub(super) fn check(config: &Config) -> Vec<Finding> {
     kernel(config, &mut findings);
     rules(config, &mut findings);
     healing(config, &mut findings);
+    let incidents = &config.incidents;
+    findings.range("incidents.files_max", incidents.files_max, 0, 100_000);
+    findings.range("incidents.bytes_max", incidents.bytes_max, super::Bytes(0), super::Bytes::kib(16 << 20));
+    findings.range("incidents.recorder_events", incidents.recorder_events, 0, 1024);
+    let bytes = incidents.recorder_bytes;
+    findings.range("incidents.recorder_bytes", bytes, super::Bytes(0), super::Bytes::kib(1 << 20));
     findings.range("metrics.series_max", config.metrics.series_max, 1, 1_000_000);
     if config.node.as_deref().is_some_and(|node| node.is_empty() || node.len() > 253) {
         let what = "`node` is empty or longer than 253 bytes".to_owned();
@@ -48,10 +54,15 @@ pub(super) fn check(config: &Config) -> Vec<Finding> {
         ("host.proc", &config.host.proc),
         ("host.sys", &config.host.sys),
         ("host.cgroup", &config.host.cgroup),
+        ("host.kernel_log", &config.host.kernel_log),
     ] {
         if value.as_os_str().is_empty() {
-            findings.add(path, format!("`{path}` is empty"), "expected the path of a folder");
+            findings.add(path, format!("`{path}` is empty"), "expected a path");
         }
+    }
+    if !config.api.socket.as_os_str().is_empty() && !config.api.socket.is_absolute() {
+        let what = format!("`api.socket` is {}", config.api.socket.display());
+        findings.add("api.socket", what, "expected an absolute path, or \"\" for no socket");
     }
     findings.0
 }

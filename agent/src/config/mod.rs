@@ -31,6 +31,10 @@ pub struct Config {
     pub output: Output,
     /// Where the journal, checkpoints and incidents are kept.
     pub state_dir: PathBuf,
+    /// The API's local socket.
+    pub api: Api,
+    /// What is given up once everything is attached.
+    pub privileges: Privileges,
     /// The kernel core.
     pub kernel: Kernel,
     /// Health rules over what the kernel counts.
@@ -43,6 +47,8 @@ pub struct Config {
     pub host: Host,
     /// `/metrics`.
     pub metrics: Metrics,
+    /// What is kept of each OOM.
+    pub incidents: Incidents,
 }
 
 impl Default for Config {
@@ -52,12 +58,15 @@ impl Default for Config {
             node: None,
             output: Output::default(),
             state_dir: PathBuf::from("/var/lib/galen"),
+            api: Api::default(),
+            privileges: Privileges::default(),
             kernel: Kernel::default(),
             health: Health::default(),
             faults: Faults::default(),
             healing: Healing::default(),
             host: Host::default(),
             metrics: Metrics::default(),
+            incidents: Incidents::default(),
         }
     }
 }
@@ -73,6 +82,40 @@ pub enum Output {
     Json,
     /// Nothing.
     None,
+}
+
+/// The API's local socket, beside the HTTP listener.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Api {
+    /// Where it is; empty: none.
+    pub socket: PathBuf,
+    /// A group whose members may use it, by name or number; root and the agent's own user always may.
+    pub group: Option<String>,
+}
+
+impl Default for Api {
+    fn default() -> Self {
+        Self { socket: "/run/galen/galen.sock".into(), group: None }
+    }
+}
+
+/// What is given up once everything is attached.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Privileges {
+    /// Capabilities that are not needed any more.
+    pub drop: bool,
+    /// All files but those that are needed, by Landlock.
+    pub landlock: bool,
+    /// System calls that are dangerous and not needed, by seccomp.
+    pub seccomp: bool,
+}
+
+impl Default for Privileges {
+    fn default() -> Self {
+        Self { drop: true, landlock: true, seccomp: true }
+    }
 }
 
 /// The kernel core.
@@ -358,11 +401,19 @@ pub struct Host {
     pub tracefs: Option<PathBuf>,
     /// Root of the cgroup mounts.
     pub cgroup: PathBuf,
+    /// The kernel's log.
+    pub kernel_log: PathBuf,
 }
 
 impl Default for Host {
     fn default() -> Self {
-        Self { proc: "/proc".into(), sys: "/sys".into(), tracefs: None, cgroup: "/sys/fs/cgroup".into() }
+        Self {
+            proc: "/proc".into(),
+            sys: "/sys".into(),
+            tracefs: None,
+            cgroup: "/sys/fs/cgroup".into(),
+            kernel_log: "/dev/kmsg".into(),
+        }
     }
 }
 
@@ -377,5 +428,30 @@ pub struct Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         Self { series_max: 1000 }
+    }
+}
+
+/// What is kept of each OOM.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Incidents {
+    /// Files in the state folder; the oldest make room. 0 keeps none.
+    pub files_max: usize,
+    /// Bytes of those files.
+    pub bytes_max: Bytes,
+    /// Connects, and as many writes, that are remembered of each cgroup; 0 remembers none.
+    pub recorder_events: usize,
+    /// Bytes of all that is remembered; the oldest make room.
+    pub recorder_bytes: Bytes,
+}
+
+impl Default for Incidents {
+    fn default() -> Self {
+        Self {
+            files_max: 200,
+            bytes_max: Bytes::kib(64 * 1024),
+            recorder_events: 16,
+            recorder_bytes: Bytes::kib(1024),
+        }
     }
 }

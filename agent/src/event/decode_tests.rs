@@ -83,10 +83,11 @@ fn a_failed_write_has_an_errno_and_its_path_the_right_way_round() {
     put(&mut bytes, 80, &((254_u32 << 20) | 7).to_ne_bytes());
     put(&mut bytes, 88, &(Reason::Error as u32).to_ne_bytes());
     put(&mut bytes, 92, &6_u32.to_ne_bytes());
+    put(&mut bytes, 96, &9_u32.to_ne_bytes());
     put(&mut bytes, 104, b"c\0b\0a\0");
     let RawBody::FileWrite(write) = decode(&bytes).unwrap().body else { panic!("another kind") };
     assert_eq!(write.returned, Err(Errno(28)));
-    assert_eq!((write.dev, write.inode), (Dev { major: 254, minor: 7 }, 42));
+    assert_eq!((write.dev, write.inode, write.generation), (Dev { major: 254, minor: 7 }, 42, 9));
     assert_eq!(write.path_in_fs.as_deref(), Some("/a/b/c"));
 }
 

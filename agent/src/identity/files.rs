@@ -7,12 +7,12 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::Seek;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::event::Dev;
 use crate::event::decode::RawWrite;
 use crate::input;
+use crate::privilege::links::Links;
 
 /// Files whose path is remembered, for records that do not carry it.
 const REMEMBERED_MAX: usize = 4096;
@@ -22,6 +22,7 @@ const GONE_MOUNTS_MAX: usize = 1024;
 /// Names files.
 pub struct Files {
     proc: PathBuf,
+    links: Links,
     mounts: Vec<Mount>,
     table: Option<File>,
     known: HashMap<Key, Box<str>>,
@@ -40,10 +41,10 @@ struct Mount {
 }
 
 impl Files {
-    /// Names files by the mount table and descriptors of this procfs.
+    /// Names files by the mount table and descriptors of this procfs; descriptors are looked at by `links`.
     #[must_use]
-    pub fn new(proc: &Path) -> Self {
-        Self { proc: proc.to_path_buf(), mounts: Vec::new(), table: None, known: HashMap::new() }
+    pub fn new(proc: &Path, links: Links) -> Self {
+        Self { proc: proc.to_path_buf(), links, mounts: Vec::new(), table: None, known: HashMap::new() }
     }
 
     /// The path of the file that was written. `None` when nobody knows it any more.
@@ -100,13 +101,9 @@ impl Files {
 
     fn of_descriptor(&self, write: &RawWrite, pid: u32) -> Option<Box<str>> {
         let link = self.proc.join(format!("{pid}/fd/{}", write.fd));
-        let found = std::fs::metadata(&link).ok()?;
+        let target = self.links.look(&link)?;
         // The descriptor may be another file's by now.
-        if found.ino() != write.inode {
-            return None;
-        }
-        let path = std::fs::read_link(&link).ok()?;
-        Some(path.to_string_lossy().into())
+        (target.inode == write.inode).then(|| target.path.to_string_lossy().into())
     }
 }
 
@@ -208,7 +205,7 @@ mod tests {
 
     #[test]
     fn this_host_has_mounts() {
-        let mut files = Files::new(Path::new("/proc"));
+        let mut files = Files::new(Path::new("/proc"), Links::here());
         files.follow_mounts();
         assert!(files.table.is_some() && !files.mounts.is_empty());
     }

@@ -1,5 +1,6 @@
 //! Which kernel function a stack went through, by the addresses in `/proc/kallsyms`.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
@@ -23,13 +24,20 @@ const MEMCG: [&str; 2] = ["mem_cgroup_out_of_memory", "mem_cgroup_oom"];
 const GLOBAL: [&str; 3] = ["out_of_memory", "pagefault_out_of_memory", "__alloc_pages_may_oom"];
 
 impl OomFunctions {
-    /// Reads `kallsyms` under a procfs. Without the right to see addresses they are all zero, and nothing
-    /// is found.
+    /// Opens `kallsyms` under a procfs. Who opens it needs the right to see addresses, who reads it does not.
+    ///
+    /// # Errors
+    /// When the file cannot be opened.
+    pub fn open(proc: &Path) -> std::io::Result<File> {
+        input::open(&proc.join("kallsyms"))
+    }
+
+    /// Reads an open `kallsyms`. Without the right to see addresses they are all zero, and nothing is found.
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub fn read(proc: &Path) -> std::io::Result<Self> {
-        Self::parse(BufReader::new(input::open(&proc.join("kallsyms"))?))
+    pub fn read(kallsyms: File) -> std::io::Result<Self> {
+        Self::parse(BufReader::new(kallsyms))
     }
 
     /// Reads lines of the form `ADDRESS TYPE NAME`, in the order of addresses. A function reaches to the

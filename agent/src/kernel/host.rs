@@ -8,6 +8,7 @@ use super::layout::{self, BtfLayout, Settings};
 use super::tracefs;
 use crate::config::{self, Variant};
 use crate::input;
+use crate::privilege::capabilities;
 
 /// The kernel's types are some 6 MiB; a longer file is not the kernel's.
 const BTF_MAX_BYTES: u64 = 256 * 1024 * 1024;
@@ -89,32 +90,10 @@ pub(super) fn own_pid(proc: &Path) -> u64 {
     pid.unwrap_or_else(|| u64::from(std::process::id()))
 }
 
-/// Capabilities that loading and attaching need.
-const CAP_SYS_ADMIN: u32 = 21;
-const CAP_PERFMON: u32 = 38;
-const CAP_BPF: u32 = 39;
-
-/// The effective capabilities of this process, as the bit set of `/proc/self/status`.
-#[must_use]
-pub fn effective_capabilities() -> u64 {
-    capabilities(&input::read_text(Path::new("/proc/self/status")).unwrap_or_default())
-}
-
-/// The effective capabilities in the text of a `/proc/PID/status`; none when it does not say. Pure.
-#[must_use]
-pub fn capabilities(status: &str) -> u64 {
-    status
-        .lines()
-        .find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok())
-        .unwrap_or(0)
-}
-
 /// Whether this process may load and attach kernel programs at all.
 #[must_use]
 pub fn may_load() -> bool {
-    let effective = effective_capabilities();
-    let has = |capability: u32| effective & (1 << capability) != 0;
-    has(CAP_SYS_ADMIN) || (has(CAP_BPF) && has(CAP_PERFMON))
+    capabilities::effective().may_load()
 }
 
 /// The kernel's lockdown mode: `none`, `integrity`, `confidentiality`; `None` when it has none.

@@ -65,7 +65,7 @@ pub struct Programs {
 }
 
 impl Core {
-    /// Loads and attaches. Must be called in a tokio runtime. A probe that finds no hook is in the report.
+    /// Loads and attaches. A probe that finds no hook is in the report.
     ///
     /// # Errors
     /// When not even the maps can be made: no rights, or no memory.
@@ -173,7 +173,7 @@ fn write_slots(kernel: &config::Kernel, proc: &Path) -> WriteSlots {
         .ok()
         .and_then(|text| text.trim().parse().ok())
         .unwrap_or(u32::MAX);
-    let count = ids.min(kernel.file_write.slots_max).min(WRITE_SLOTS_MAX).max(1);
+    let count = ids.clamp(1, kernel.file_write.slots_max.clamp(1, WRITE_SLOTS_MAX));
     let count = if count.is_power_of_two() { count } else { count.next_power_of_two() / 2 };
     WriteSlots { count, are_shared: ids > count }
 }

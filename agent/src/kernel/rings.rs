@@ -1,6 +1,6 @@
 //! The event rings, one for each CPU, and the ring for OOM records.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use aya::maps::{ArrayOfMaps, Map, MapData, RingBuf};
@@ -103,16 +103,15 @@ impl Rings {
 
 /// The ring for OOM records: each of them wakes its reader.
 pub struct OomRing {
-    fd: AsyncFd<RingBuf<MapData>>,
+    ring: RingBuf<MapData>,
+    // Made by the first wait: the ring is made before there is a runtime.
+    watched: Option<AsyncFd<OwnedFd>>,
 }
 
 impl OomRing {
     pub(super) fn create(map: Map) -> Result<Self, KernelError> {
         let ring = RingBuf::try_from(map).map_err(|error| KernelError::Ring(error.to_string()))?;
-        // SAFETY: the ring owns its map, whose descriptor stays open, and the same one, until it is dropped.
-        let fd = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
-            .map_err(|error| KernelError::Ring(error.to_string()))?;
-        Ok(Self { fd })
+        Ok(Self { ring, watched: None })
     }
 
     /// Waits until there is a record. Cancel-safe.
@@ -120,7 +119,16 @@ impl OomRing {
     /// # Errors
     /// When the descriptor cannot be watched any more.
     pub async fn ready(&mut self) -> std::io::Result<()> {
-        self.fd.readable_mut().await?.clear_ready();
+        let watched = match &mut self.watched {
+            Some(watched) => watched,
+            None => {
+                let fd = self.ring.as_fd().try_clone_to_owned()?;
+                // SAFETY: an `OwnedFd` keeps its descriptor open, and the same one, until it is dropped.
+                let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
+                self.watched.insert(fd)
+            }
+        };
+        watched.readable_mut().await?.clear_ready();
         Ok(())
     }
 
@@ -129,7 +137,7 @@ impl OomRing {
     pub fn drain(&mut self, limit: usize, receive: &mut impl Receive) -> usize {
         let mut total = 0;
         while total < limit
-            && let Some(record) = self.fd.get_mut().next()
+            && let Some(record) = self.ring.next()
         {
             receive(&record);
             total += 1;

@@ -103,10 +103,7 @@ impl Book {
         };
         let mut reading = counters.read()?;
         let programs = counters.programs();
-        let fates: Vec<_> = Probe::ALL
-            .iter()
-            .map(|probe| self.fates.balance(*probe, &reading.fates[*probe as usize]))
-            .collect();
+        let fates = self.balances(&reading);
         // After the fates: a kill is counted here before it counts as delivered, so none seems nameless.
         let oom_kills = lock(&self.oom_kills).clone();
         for id in oom_kills.keys() {
@@ -139,10 +136,7 @@ impl Book {
             Some(counters) => counters.read()?,
             None => Reading::default(),
         };
-        let fates: Vec<_> = Probe::ALL
-            .iter()
-            .map(|probe| self.fates.balance(*probe, &reading.fates[*probe as usize]))
-            .collect();
+        let fates = self.balances(&reading);
         let length = now_mono.saturating_sub(inner.read_at);
         inner.read_at = now_mono;
         let mut subjects = Vec::new();
@@ -160,6 +154,12 @@ impl Book {
             self.sweep(&mut inner);
         }
         Ok((Tick { time_mono: now_mono, time, length, subjects, dropped: newly_dropped }, fates))
+    }
+
+    /// What became of each probe's events, in the order of [`Probe::ALL`].
+    fn balances(&self, reading: &Reading) -> Vec<ProbeFates> {
+        let balance = |probe| self.fates.balance(probe, &reading.fates[probe as usize]);
+        Probe::ALL.into_iter().map(balance).collect()
     }
 
     fn sweep(&self, inner: &mut Inner) {

@@ -15,6 +15,7 @@ use super::outlet::Outlet;
 use crate::config::Config;
 use crate::event::decode::{DecodeError, Raw, decode};
 use crate::event::{Body, Event, Probe, WallTime};
+use crate::incidents::{Incidents, Mark};
 use crate::kernel::{Diagnostics, OomRing, Rings};
 
 /// Records taken from each ring before other work gets its turn.
@@ -36,6 +37,8 @@ pub(super) struct Drain {
     pub enricher: Enricher,
     /// Takes the events.
     pub outlet: Outlet,
+    /// Keeps what is known of each OOM.
+    pub incidents: Incidents,
     /// What healing has to say.
     pub healing: mpsc::Receiver<Event>,
     /// New rules after a reload.
@@ -87,6 +90,7 @@ impl Drain {
         let deadline = Instant::now() + LAST_DRAIN;
         while self.drain_oom(&mut raws) > 0 && Instant::now() < deadline {}
         while self.drain_once(&mut raws) > 0 && Instant::now() < deadline {}
+        self.incidents.after_batch(true);
         // The reader has its token too: what it still reads comes before the last window.
         while let Some(window) = windows_read.recv().await {
             self.window(window, &mut losses, false);
@@ -100,10 +104,12 @@ impl Drain {
     }
 
     fn drain_batch(&mut self, raws: &mut Vec<Raw>) {
-        if self.drain_once(raws) >= BATCH {
+        let is_empty = self.drain_once(raws) < BATCH;
+        if !is_empty {
             // There may be more: again, after what else is waiting.
             self.notify.notify_one();
         }
+        self.incidents.after_batch(is_empty);
     }
 
     fn drain_once(&mut self, raws: &mut Vec<Raw>) -> usize {
@@ -141,15 +147,23 @@ impl Drain {
         for raw in raws.drain(..) {
             let probe = raw.probe();
             let event = self.enricher.event(raw, &self.book.cgroups);
-            let killed = match &event.body {
-                Body::OomKill(kill) => Some((event.identity.cgroup_id.unwrap_or(0), kill.scope)),
-                _ => None,
+            let told = match &event.body {
+                Body::OomKill(kill) => Some((event.clone(), kill.scope)),
+                _ => {
+                    self.incidents.record(&event);
+                    None
+                }
             };
-            self.outlet.kernel_event(event, now);
-            if let Some((cgroup_id, scope)) = killed {
-                self.book.count_oom_kill(cgroup_id, scope);
+            let fault = self.outlet.kernel_event(event, now);
+            if let Some((event, scope)) = told {
+                self.book.count_oom_kill(event.identity.cgroup_id.unwrap_or(0), scope);
+                self.incidents.mark(Mark { event, fault });
             }
             self.book.fates.delivered(probe);
+        }
+        if self.incidents.waits_for_rings() {
+            // What the victim did last lies in the other rings.
+            self.notify.notify_one();
         }
     }
 

@@ -9,6 +9,7 @@ use crate::event::decode::{Raw, RawBody, RawOomKill, RawWrite};
 use crate::event::{Body, Event, FileWrite, Identity, OomKill, OomScope, Task};
 use crate::identity::{Cgroups, Files, OomFunctions, is_dying, is_exiting};
 use crate::input;
+use crate::privilege::links::Links;
 
 /// Gives names to records.
 pub(super) struct Enricher {
@@ -23,8 +24,13 @@ impl Enricher {
     /// Reads names from this procfs. `oom_functions` may be filled in later; without them the scope of an
     /// OOM kill is unknown.
     #[must_use]
-    pub(super) fn new(node: Arc<str>, proc: PathBuf, oom_functions: Arc<OnceLock<OomFunctions>>) -> Self {
-        Self { node, files: Files::new(&proc), proc, clock: WallClock::read(), oom_functions }
+    pub(super) fn new(
+        node: Arc<str>,
+        proc: PathBuf,
+        links: Links,
+        oom_functions: Arc<OnceLock<OomFunctions>>,
+    ) -> Self {
+        Self { node, files: Files::new(&proc, links), proc, clock: WallClock::read(), oom_functions }
     }
 
     /// Reads the clocks again; to be called before each batch.
@@ -82,11 +88,15 @@ impl Enricher {
     fn oom_kill(&self, kill: &RawOomKill, victim: &Task) -> OomKill {
         let memory = |index: usize| kill.memory_bytes.map(|sizes| sizes[index]);
         let pid = victim.pid.unwrap_or(0);
+        // The signal is pending no more once the victim acts on it, and then it is exiting.
+        let dying = self.is_dying(pid) || self.is_exiting(pid);
+        // Older kernels give the victim's number only. That of another process by now would not be dying.
+        let from_proc = || if dying { self.comm_of(pid) } else { None };
         OomKill {
             victim_pid: pid,
-            victim_comm: victim.comm.clone(),
+            victim_comm: victim.comm.clone().or_else(from_proc),
             scope: self.oom_functions.get().map_or(OomScope::Unknown, |known| known.scope(&kill.stack)),
-            confirmed: self.is_dying(pid).then_some(true),
+            confirmed: dying.then_some(true),
             total_vm_bytes: memory(0),
             anon_rss_bytes: memory(1),
             file_rss_bytes: memory(2),
@@ -96,6 +106,11 @@ impl Enricher {
             trigger_pid: kill.trigger_pid,
             trigger_comm: kill.trigger_comm.clone(),
         }
+    }
+
+    fn comm_of(&self, pid: u32) -> Option<Box<str>> {
+        let comm = input::read_text(&self.proc.join(format!("{pid}/comm"))).ok()?;
+        Some(comm.trim_end_matches('\n').into())
     }
 
     /// Whether the task is gone or on its way.

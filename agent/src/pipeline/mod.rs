@@ -12,7 +12,9 @@ mod enrich;
 mod fates;
 mod losses;
 mod outlet;
+mod prepare;
 mod start;
 
 pub use book::Book;
+pub use prepare::{Prepared, prepare};
 pub use start::{Options, StartError, run};

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 use crate::config;
-use crate::event::{Body, Event, FaultSignal, Health, HealthState, Tick, WallTime};
+use crate::event::{Body, Event, Fault, FaultSignal, Health, HealthState, Tick, WallTime};
 use crate::faults::{self, Detector};
 use crate::health::{Monitor, SubjectHealth, rules};
 use crate::kernel::KernelError;
@@ -79,16 +79,17 @@ impl Outlet {
         self.detector.set_rules(&config.faults);
     }
 
-    /// An event of the kernel: everyone gets it, and it may change health or be a fault.
-    pub(super) fn kernel_event(&mut self, event: Event, now_mono: Duration) {
+    /// An event of the kernel: everyone gets it, and it may change health or be a fault, which is given back.
+    pub(super) fn kernel_event(&mut self, event: Event, now_mono: Duration) -> Option<Fault> {
         let changes = self.monitor.on_event(&event, now_mono);
         let signal = self.detector.on_event(&event, trace_id);
         let time = event.time;
         self.publish(event);
         self.health_changed(changes, time);
-        if let Some(signal) = signal {
-            self.fault(signal);
-        }
+        let signal = signal?;
+        let fault = signal.fault.clone();
+        self.fault(signal);
+        Some(fault)
     }
 
     /// A reading of the counters.

@@ -4,30 +4,30 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::book::Book;
-use super::clock::monotonic;
+use super::book::lock;
 use super::drain::Drain;
 use super::enrich::Enricher;
 use super::outlet::{Outlet, Parts};
+use super::prepare::Prepared;
 use crate::config::{self, Config, Mode, Output};
 use crate::event::{Event, FaultSignal, HealthState, Probe, WallTime};
 use crate::healing::audit::Audit;
 use crate::healing::policy::PolicySet;
 use crate::healing::{Ends, Healer, HealerClient};
-use crate::identity::{Cgroups, OomFunctions};
+use crate::incidents::{self, Incidents};
 use crate::input;
 use crate::kernel::cgroups::Hierarchies;
-use crate::kernel::{Core, Report};
-use crate::server::{Readiness, Server, State};
+use crate::kernel::{Core, Report, host};
+use crate::server::{Api, LocalSocket, Readiness, Server, State};
 use crate::sink::history::History;
 use crate::sink::metrics::Counters;
 use crate::sink::stdout::Stdout;
@@ -37,6 +37,7 @@ const LISTEN_RETRY: Duration = Duration::from_secs(5);
 /// What the parts get to end in; together they stay below the 5 s that the agent promises.
 const TASKS_DEADLINE: Duration = Duration::from_millis(3200);
 const STDOUT_DEADLINE: Duration = Duration::from_millis(1000);
+const INCIDENTS_DEADLINE: Duration = Duration::from_millis(500);
 
 /// Why the agent does not start at all.
 #[derive(Debug, thiserror::Error)]
@@ -72,18 +73,18 @@ pub struct Options {
     pub shutdown: CancellationToken,
 }
 
-/// Runs the agent until it is told to end.
+/// Runs a prepared agent until it is told to end.
 ///
 /// # Errors
-/// [`StartError`], before anything was loaded.
-pub async fn run(options: Options) -> Result<(), StartError> {
+/// [`StartError::Thread`].
+pub async fn run(options: Options, mut prepared: Prepared) -> Result<(), StartError> {
     let Options { config, reload, reload_requests, shutdown } = options;
-    let _lock = lock_state_dir(&config.state_dir)?;
+    let _lock = prepared.lock.take();
     let outputs = open_outputs(&config)?;
-    let mut observed = load_kernel(&config);
     // Programs stay attached as long as this lives.
-    let _programs = observed.loaded.programs.take();
-    let running = spawn_parts(&config, outputs, observed, (reload, reload_requests), &shutdown);
+    let _programs = prepared.loaded.programs.take();
+    let incidents = start_incidents(&config, &mut prepared, &outputs.counters)?;
+    let running = spawn_parts(&config, outputs, incidents, prepared, (reload, reload_requests), &shutdown);
     shutdown.cancelled().await;
     tracing::info!("ending");
     end_in_order(running).await;
@@ -111,29 +112,19 @@ fn open_outputs(config: &Config) -> Result<Outputs, StartError> {
     Ok(Outputs { node, history, counters, stdout, audit })
 }
 
-/// What the kernel gives, and what is counted of it.
-struct Observed {
-    loaded: LoadedCore,
-    book: Arc<Book>,
-    oom_functions: Arc<OnceLock<OomFunctions>>,
-    symbols: JoinHandle<()>,
-}
-
-fn load_kernel(config: &Config) -> Observed {
-    let oom_functions = Arc::new(OnceLock::new());
-    let symbols = read_oom_functions(&config.host.proc, &oom_functions);
-    let hierarchies = Hierarchies::find(&config.host.proc, &config.host.cgroup).unwrap_or_default();
-    let core = start_core(config, &hierarchies);
-    let mut loaded = LoadedCore::split(core);
-    let book = Arc::new(Book::new(
-        loaded.counters.take(),
-        Arc::clone(&loaded.report),
-        Cgroups::new(&hierarchies),
-        config.kernel.file_write.slow.0,
-        monotonic(),
-    ));
-    crate::memory::give_back();
-    Observed { loaded, book, oom_functions, symbols }
+fn start_incidents(
+    config: &Config,
+    prepared: &mut Prepared,
+    counters: &Counters,
+) -> Result<(Incidents, oneshot::Receiver<()>), StartError> {
+    let book = Arc::clone(&prepared.book);
+    let name: incidents::NameCgroup = Arc::new(move |id| lock(&book.cgroups).identity(id));
+    let sources = incidents::Sources {
+        hierarchies: std::mem::take(&mut prepared.hierarchies),
+        kernel_log: prepared.kernel_log.take(),
+        name,
+    };
+    Incidents::start(config, sources, Arc::clone(&counters.incidents)).map_err(StartError::Thread)
 }
 
 /// What has to be ended.
@@ -142,17 +133,19 @@ struct Running {
     drain_end: CancellationToken,
     drained: JoinHandle<(Outlet, mpsc::Receiver<Event>)>,
     stdout: Option<Stdout>,
+    incidents_ended: oneshot::Receiver<()>,
 }
 
 fn spawn_parts(
     config: &Config,
     outputs: Outputs,
-    observed: Observed,
+    (incidents, incidents_ended): (Incidents, oneshot::Receiver<()>),
+    prepared: Prepared,
     (reload, reload_requests): (Reload, mpsc::Receiver<()>),
     shutdown: &CancellationToken,
 ) -> Running {
     let Outputs { node, history, counters, stdout, audit } = outputs;
-    let Observed { loaded, book, oom_functions, symbols } = observed;
+    let Prepared { loaded, book, policies, links, oom_functions, symbols, socket, .. } = prepared;
     let printer = stdout.as_ref().map(Stdout::printer);
     let (readiness, readiness_shown) = watch::channel(Readiness {
         ready: false,
@@ -175,8 +168,9 @@ fn spawn_parts(
     let drain = Drain {
         notify: Arc::new(Notify::new()),
         book: Arc::clone(&book),
-        enricher: Enricher::new(Arc::clone(&node), config.host.proc.clone(), oom_functions),
+        enricher: Enricher::new(Arc::clone(&node), config.host.proc.clone(), links, oom_functions),
         outlet: Outlet::new(parts, config, blind_to(&loaded, &config.kernel), WallTime::now()),
+        incidents,
         healing,
         reloads,
         drain_interval: config.kernel.drain_interval.0,
@@ -193,8 +187,7 @@ fn spawn_parts(
     let drained = tokio::spawn(drain.run(drain_end.clone()));
 
     let ends = Ends { signals: signals_taken, events: healing_said, audit };
-    let healer =
-        Healer::spawn(start_policies(config), &config.healing, ends, Arc::clone(&node), shutdown.clone());
+    let healer = Healer::spawn(policies, &config.healing, ends, Arc::clone(&node), shutdown.clone());
     let (healing_mode, healing_mode_shown) = watch::channel(config.healing.mode);
     let state = State {
         node,
@@ -210,8 +203,13 @@ fn spawn_parts(
         history,
         printer,
         counters,
+        incidents: incidents::store::folder_in(&config.state_dir),
     };
-    tasks.spawn(listen(config.listen, state, shutdown.clone()));
+    let api = Api::new(state, shutdown.clone());
+    if let Some(socket) = socket {
+        tasks.spawn(serve_locally(socket, api.clone()));
+    }
+    tasks.spawn(listen(config.listen, api, shutdown.clone()));
     tasks.spawn(async move {
         // Until then the scope of an OOM kill is unknown. What went wrong with it is said there.
         let _ = symbols.await;
@@ -221,12 +219,12 @@ fn spawn_parts(
         Reloading { reload, rules, healer: healer.client(), healing_mode, started: config.clone() };
     tasks.spawn(healer.join());
     tasks.spawn(follow_reloads(reloading, reload_requests, shutdown.clone()));
-    Running { tasks, drain_end, drained, stdout }
+    Running { tasks, drain_end, drained, stdout, incidents_ended }
 }
 
 /// Ends what runs, each part by a deadline, and says what is still to be said.
 async fn end_in_order(running: Running) {
-    let Running { tasks, drain_end, drained, stdout } = running;
+    let Running { tasks, drain_end, drained, stdout, incidents_ended } = running;
     drain_end.cancel();
     tasks.close();
     // Side by side and by one deadline, as all of it must fit into the 5 s.
@@ -246,6 +244,9 @@ async fn end_in_order(running: Running) {
         }
         _ => tracing::warn!("the rings could not be emptied in time"),
     }
+    if tokio::time::timeout(INCIDENTS_DEADLINE, incidents_ended).await.is_err() {
+        tracing::warn!("the last incidents could not be written in time");
+    }
     if let Some(stdout) = stdout
         && !stdout.shutdown(STDOUT_DEADLINE).await
     {
@@ -254,17 +255,17 @@ async fn end_in_order(running: Running) {
 }
 
 /// The parts of a core, or why there is none.
-struct LoadedCore {
+pub(super) struct LoadedCore {
     rings: Option<(crate::kernel::Rings, crate::kernel::OomRing)>,
     diagnostics: Option<crate::kernel::Diagnostics>,
-    counters: Option<(crate::kernel::Counters, u64)>,
-    report: Report,
+    pub(super) counters: Option<(crate::kernel::Counters, u64)>,
+    pub(super) report: Report,
     failure: Option<String>,
     programs: Option<crate::kernel::Programs>,
 }
 
 impl LoadedCore {
-    fn split(core: Result<Core, String>) -> Self {
+    pub(super) fn split(core: Result<Core, String>) -> Self {
         match core {
             Ok(core) => Self {
                 rings: Some((core.rings, core.oom_ring)),
@@ -286,7 +287,7 @@ impl LoadedCore {
     }
 }
 
-fn start_core(config: &Config, hierarchies: &Hierarchies) -> Result<Core, String> {
+pub(super) fn start_core(config: &Config, hierarchies: &Hierarchies) -> Result<Core, String> {
     match Core::start(&config.kernel, &config.host, hierarchies) {
         Ok(core) => {
             for probe in core.report.iter() {
@@ -299,6 +300,12 @@ fn start_core(config: &Config, hierarchies: &Hierarchies) -> Result<Core, String
                     let refused = probe.refused.join("; ");
                     tracing::info!("probe {name}: {} on {}, after {refused}", probe.variant, probe.hook);
                 }
+            }
+            // Maps can be made with CAP_BPF alone; of the programs the kernel only says EPERM.
+            if core.report.iter().all(|probe| probe.variant == "none") && !host::may_load() {
+                let failure = format!("the kernel refuses Galen's programs; {}", host::privilege_hint());
+                tracing::error!("nothing is observed: {failure}");
+                return Err(failure);
             }
             Ok(core)
         }
@@ -343,13 +350,21 @@ fn blind_to(loaded: &LoadedCore, kernel: &config::Kernel) -> Option<(HealthState
     (!missing.is_empty()).then(|| (HealthState::Degraded, missing.join("; ")))
 }
 
-async fn listen(addr: std::net::SocketAddr, state: State, shutdown: CancellationToken) {
+async fn serve_locally(socket: LocalSocket, api: Api) {
+    let path = socket.path().to_path_buf();
+    tracing::info!("answering on {}", path.display());
+    if let Err(error) = socket.serve(api).await {
+        tracing::error!("{} cannot be served: {error}", path.display());
+    }
+}
+
+async fn listen(addr: std::net::SocketAddr, api: Api, shutdown: CancellationToken) {
     let mut said = false;
     loop {
         match Server::bind(addr).await {
             Ok(bound) => {
                 tracing::info!("listening on {}", bound.local_addr());
-                return bound.serve(state, shutdown).await;
+                return bound.serve(api).await;
             }
             Err(error) if !said => {
                 said = true;
@@ -365,7 +380,7 @@ async fn listen(addr: std::net::SocketAddr, state: State, shutdown: Cancellation
 }
 
 /// The policies that the agent starts with: what is wrong is said, and the good ones run.
-fn start_policies(config: &Config) -> PolicySet {
+pub(super) fn start_policies(config: &Config) -> PolicySet {
     let (policies, findings) = PolicySet::load_good(&config.healing);
     for finding in findings {
         if finding.is_error() {
@@ -410,6 +425,15 @@ impl Reloading {
             tracing::error!("the configuration is not taken; the one before goes on");
             return;
         };
+        if self.started.privileges.seccomp
+            && self.started.healing.exec_allow.is_empty()
+            && !config.healing.exec_allow.is_empty()
+        {
+            tracing::error!(
+                "`healing.exec_allow` was empty at the start, so the sandbox lets no program be run: restart the \
+                 agent"
+            );
+        }
         let policies = reload_policies(&config);
         let restart = needs_restart(&self.started, &config);
         if !restart.is_empty() {
@@ -470,23 +494,9 @@ fn reload_policies(config: &Config) -> Option<PolicySet> {
     }
 }
 
-/// Reading some hundred thousand symbols takes longer than everything else at the start, so it runs beside.
-fn read_oom_functions(proc: &Path, functions: &Arc<OnceLock<OomFunctions>>) -> JoinHandle<()> {
-    let (proc, functions) = (proc.to_path_buf(), Arc::clone(functions));
-    tokio::task::spawn_blocking(move || match OomFunctions::read(&proc) {
-        Ok(found) => {
-            let _ = functions.set(found);
-        }
-        Err(error) => tracing::warn!(
-            "{} cannot be read ({error}): the scope of OOM kills stays unknown",
-            proc.join("kallsyms").display()
-        ),
-    })
-}
-
 /// Holds the state folder for this process. A folder that cannot be made or written is said and done
 /// without: what is kept there is then not kept.
-fn lock_state_dir(folder: &Path) -> Result<Option<File>, StartError> {
+pub(super) fn lock_state_dir(folder: &Path) -> Result<Option<File>, StartError> {
     let path = folder.join("agent.lock");
     let opened = std::fs::create_dir_all(folder).and_then(|()| lock_options().open(&path));
     let mut file = match opened {

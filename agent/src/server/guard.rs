@@ -1,6 +1,6 @@
 //! What is refused before a handler sees it.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
@@ -11,16 +11,17 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use hyper::body::Body as _;
 
+use super::Origin;
 use crate::sink::metrics::Counters;
 
 /// The routes, as requests are counted.
-pub(super) const ENDPOINTS: [&str; 6] =
-    ["/", "/metrics", "/healthz", "/readyz", "/api/v1/status", "/api/v1/events"];
+pub(super) const ENDPOINTS: [&str; 7] =
+    ["/", "/metrics", "/healthz", "/readyz", "/api/v1/status", "/api/v1/events", "/api/v1/incidents"];
 
 /// What the guard needs.
 pub(super) struct Guard {
     pub(super) node: Arc<str>,
-    pub(super) addr: SocketAddr,
+    pub(super) origin: Origin,
     pub(super) counters: Arc<Counters>,
 }
 
@@ -32,7 +33,9 @@ pub(super) fn error(status: StatusCode, message: impl AsRef<str>) -> Response {
 /// Checks, answers, counts.
 pub(super) async fn check(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
     let path = request.uri().path();
-    let endpoint = ENDPOINTS.into_iter().find(|endpoint| *endpoint == path).unwrap_or("other");
+    // An incident's id is no route of its own.
+    let route = if path.starts_with("/api/v1/incidents/") { "/api/v1/incidents" } else { path };
+    let endpoint = ENDPOINTS.into_iter().find(|endpoint| *endpoint == route).unwrap_or("other");
     let mut response = match refused(&guard, &request) {
         Some(response) => response,
         None => next.run(request).await,
@@ -45,7 +48,14 @@ pub(super) async fn check(State(guard): State<Arc<Guard>>, request: Request, nex
 }
 
 fn refused(guard: &Guard, request: &Request) -> Option<Response> {
-    if guard.addr.ip().is_loopback() && !is_local(request, &guard.node) {
+    if guard.origin == Origin::Stranger {
+        guard.counters.count_refused_peer();
+        let message = "this socket is for root, the agent's own user and the group of `api.group`";
+        let mut response = error(StatusCode::FORBIDDEN, message);
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        return Some(response);
+    }
+    if guard.origin == Origin::Loopback && !is_local(request, &guard.node) {
         return Some(error(
             StatusCode::FORBIDDEN,
             format!(

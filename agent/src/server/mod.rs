@@ -1,4 +1,5 @@
-//! The one HTTP listener: `/metrics`, `/healthz`, `/readyz`, `/api/v1/status`, `/api/v1/events`.
+//! The HTTP listener and the local socket: `/metrics`, `/healthz`, `/readyz`, `/api/v1/status`,
+//! `/api/v1/events`, `/api/v1/incidents`.
 //!
 //! Invariant: nothing here changes state. Every wait has a deadline and every resource a bound: headers,
 //! connections, readings of the counters, followers. A listener on loopback answers only to local names, so
@@ -6,7 +7,9 @@
 
 mod events;
 mod guard;
+mod incidents;
 mod io;
+mod local;
 mod readings;
 mod routes;
 
@@ -19,7 +22,8 @@ use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -34,6 +38,7 @@ use crate::sink::stdout::Printer;
 
 pub use events::parse_since;
 pub use guard::is_local_name;
+pub use local::{LocalError, LocalSocket};
 
 /// Connections at once; those beyond are refused.
 pub const CONNECTIONS_MAX: usize = 256;
@@ -45,6 +50,8 @@ const HEADERS_MAX: usize = 64;
 const SHUTDOWN: Duration = Duration::from_secs(2);
 /// Pause after the system could not give a connection, for want of descriptors say.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const TOO_MANY: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n";
 
 /// Why the listener could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -109,6 +116,8 @@ pub struct State {
     pub printer: Option<Printer>,
     /// What the agent counts itself.
     pub counters: Arc<Counters>,
+    /// The folder of incidents.
+    pub incidents: std::path::PathBuf,
 }
 
 /// The server, before it has a socket.
@@ -150,50 +159,117 @@ impl Bound {
         self.addr
     }
 
-    /// Answers until `stop` is cancelled; then ends streams, lets open requests finish for 2 s at most, and
+    /// Answers until the API ends.
+    pub async fn serve(self, api: Api) {
+        let origin = if self.addr.ip().is_loopback() { Origin::Loopback } else { Origin::Network };
+        api.serve(self.listener, move |_: &TcpStream| origin).await;
+    }
+}
+
+/// Where a request comes from, and so what it must show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    /// TCP, by a loopback address: its names must be local ones.
+    Loopback,
+    /// TCP, by another address.
+    Network,
+    /// The local socket, from who may use it.
+    Local,
+    /// The local socket, from who may not.
+    Stranger,
+}
+
+/// What is answered, on any number of listeners. Cheap to clone.
+#[derive(Clone)]
+pub struct Api {
+    app: Arc<routes::App>,
+}
+
+/// What connections come from.
+trait Listen {
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    fn next(&self) -> impl Future<Output = std::io::Result<Self::Stream>> + Send;
+
+    /// Writes what can be written at once.
+    fn write_now(stream: &Self::Stream, bytes: &[u8]);
+}
+
+impl Listen for TcpListener {
+    type Stream = TcpStream;
+
+    async fn next(&self) -> std::io::Result<TcpStream> {
+        self.accept().await.map(|(stream, _)| stream)
+    }
+
+    fn write_now(stream: &TcpStream, bytes: &[u8]) {
+        let _ = stream.try_write(bytes);
+    }
+}
+
+impl Listen for UnixListener {
+    type Stream = UnixStream;
+
+    async fn next(&self) -> std::io::Result<UnixStream> {
+        self.accept().await.map(|(stream, _)| stream)
+    }
+
+    fn write_now(stream: &UnixStream, bytes: &[u8]) {
+        let _ = stream.try_write(bytes);
+    }
+}
+
+impl Api {
+    /// Shows `state` until `stop` is cancelled.
+    #[must_use]
+    pub fn new(state: State, stop: CancellationToken) -> Self {
+        Self { app: Arc::new(routes::App::new(state, stop)) }
+    }
+
+    /// Answers until the token is cancelled; then ends streams, lets open requests finish for 2 s at most, and
     /// returns.
-    pub async fn serve(self, state: State, stop: CancellationToken) {
-        let counters = Arc::clone(&state.counters);
-        let router = routes::router(state, self.addr, stop.clone());
+    async fn serve<L: Listen>(&self, listener: L, origin: impl Fn(&L::Stream) -> Origin) {
+        let (counters, stop) = (&self.app.state.counters, &self.app.stop);
         let mut connections = JoinSet::new();
+        let mut shown = 0;
         loop {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
                 Some(_) = connections.join_next() => {}
-                accepted = self.listener.accept() => match accepted {
-                    Ok((stream, _)) if connections.len() >= CONNECTIONS_MAX => {
+                accepted = listener.next() => match accepted {
+                    Ok(stream) if connections.len() >= CONNECTIONS_MAX => {
                         counters.count_refused_connection();
-                        refuse(&stream);
+                        // In a few bytes why; whether they arrive does not matter.
+                        L::write_now(&stream, TOO_MANY);
                     }
-                    Ok((stream, _)) => {
-                        connections.spawn(connection(stream, router.clone(), stop.clone()));
+                    Ok(stream) => {
+                        let router = routes::router(&self.app, origin(&stream));
+                        connections.spawn(connection(stream, router, stop.clone()));
                     }
                     Err(error) => {
-                        tracing::warn!(%error, addr = %self.addr, "cannot accept a connection");
+                        tracing::warn!(%error, "cannot accept a connection");
                         tokio::time::sleep(ACCEPT_PAUSE).await;
                     }
                 },
             }
-            counters.set_connections(connections.len() as u64);
+            let open = connections.len() as u64;
+            counters.change_connections(shown, open);
+            shown = open;
         }
-        drop(self.listener);
+        drop(listener);
         let all = async { while connections.join_next().await.is_some() {} };
         if tokio::time::timeout(SHUTDOWN, all).await.is_err() {
             connections.shutdown().await;
         }
-        counters.set_connections(0);
+        counters.change_connections(shown, 0);
     }
 }
 
-/// Says in a few bytes why; whether they arrive does not matter.
-fn refuse(stream: &TcpStream) {
-    let _ = stream.try_write(
-        b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n",
-    );
-}
-
-async fn connection(stream: TcpStream, router: Router, stop: CancellationToken) {
+async fn connection<S>(stream: S, router: Router, stop: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let io = TokioIo::new(io::WriteDeadline::new(stream));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

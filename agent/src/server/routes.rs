@@ -1,6 +1,5 @@
 //! The endpoints.
 
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::extract::State as Extract;
@@ -15,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::guard::{self, Guard, error};
 use super::readings::Readings;
-use super::{State, events};
+use super::{Origin, State, events, incidents};
 use crate::event::{Kind, ProbeFates, Totals};
 use crate::sink::history::SUBSCRIBER_SLOW;
 use crate::sink::metrics::{Exporter, Format, Input, OutputDrops, Process};
@@ -30,16 +29,9 @@ pub(super) struct App {
     started: Instant,
 }
 
-pub(super) fn router(state: State, addr: SocketAddr, stop: CancellationToken) -> Router {
-    let guard =
-        Arc::new(Guard { node: Arc::clone(&state.node), addr, counters: Arc::clone(&state.counters) });
-    let app = App {
-        readings: Readings::new(Arc::clone(&state.totals)),
-        exporter: Mutex::new(Exporter::new(state.series_max)),
-        started: Instant::now(),
-        state,
-        stop,
-    };
+pub(super) fn router(app: &Arc<App>, origin: Origin) -> Router {
+    let (node, counters) = (Arc::clone(&app.state.node), Arc::clone(&app.state.counters));
+    let guard = Arc::new(Guard { node, origin, counters });
     Router::new()
         .route("/", get(index))
         .route("/metrics", get(metrics))
@@ -47,10 +39,12 @@ pub(super) fn router(state: State, addr: SocketAddr, stop: CancellationToken) ->
         .route("/readyz", get(readyz))
         .route("/api/v1/status", get(status))
         .route("/api/v1/events", get(events::events))
+        .route("/api/v1/incidents", get(incidents::list))
+        .route("/api/v1/incidents/{id}", get(incidents::one))
         .fallback(guard::not_found)
         .method_not_allowed_fallback(guard::not_allowed)
         .layer(middleware::from_fn_with_state(guard, guard::check))
-        .with_state(Arc::new(app))
+        .with_state(Arc::clone(app))
 }
 
 async fn index() -> Html<String> {
@@ -82,6 +76,16 @@ async fn metrics(Extract(app): Extract<Arc<App>>, headers: HeaderMap) -> Respons
 }
 
 impl App {
+    pub(super) fn new(state: State, stop: CancellationToken) -> Self {
+        Self {
+            readings: Readings::new(Arc::clone(&state.totals)),
+            exporter: Mutex::new(Exporter::new(state.series_max)),
+            started: Instant::now(),
+            state,
+            stop,
+        }
+    }
+
     fn render(&self, totals: &Totals, format: Format) -> String {
         let health = Arc::clone(&self.state.health.borrow());
         let printed = self.state.printer.as_ref().map_or([0; Kind::ALL.len()], |printer| printer.dropped());

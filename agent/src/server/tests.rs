@@ -59,9 +59,10 @@ async fn start() -> Fixture {
         history: Arc::clone(&history),
         printer: None,
         counters: Arc::default(),
+        incidents: std::path::PathBuf::from("/nonexistent"),
     };
     let stop = CancellationToken::new();
-    let served = tokio::spawn(bound.serve(state, stop.clone()));
+    let served = tokio::spawn(bound.serve(Api::new(state, stop.clone())));
     Fixture { addr, history, readiness, reads, unreadable, stop, served }
 }
 

@@ -4,16 +4,14 @@
 //! pointer and a lock, whether or not anyone ever asks.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 
+use super::losses::{self, Dropped, Teller};
 use super::{KindSet, Record};
-use crate::event::{Body, Event, Kind, Lost, WallTime};
+use crate::event::{Kind, WallTime};
 
 /// Events that are kept at most.
 pub const EVENTS_MAX: usize = 4096;
@@ -25,16 +23,13 @@ pub const SUBSCRIBER_QUEUE: usize = 1024;
 pub const SUBSCRIBER_SLOW: &str = "subscriber_slow";
 /// A batch is sent from about this size on.
 const BATCH_BYTES: usize = 64 * 1024;
-const LOST_EVERY: Duration = Duration::from_secs(1);
-
-type Counts = [AtomicU64; Kind::ALL.len()];
 
 /// The recent events. Share it in an [`Arc`].
 #[derive(Debug)]
 pub struct History {
     node: Arc<str>,
     inner: Mutex<Inner>,
-    dropped: Counts,
+    dropped: Dropped,
 }
 
 #[derive(Debug, Default)]
@@ -48,18 +43,14 @@ struct Inner {
 struct Subscriber {
     kinds: KindSet,
     queue: mpsc::Sender<Arc<Record>>,
-    lost: Arc<Counts>,
-}
-
-fn counts() -> Counts {
-    std::array::from_fn(|_| AtomicU64::new(0))
+    lost: Arc<Dropped>,
 }
 
 impl History {
     /// An empty history; `node` is the node's name in the `lost` events that it makes.
     #[must_use]
     pub fn new(node: Arc<str>) -> Self {
-        Self { node, inner: Mutex::default(), dropped: counts() }
+        Self { node, inner: Mutex::default(), dropped: Dropped::default() }
     }
 
     /// Keeps `record` and hands it to all who follow its kind; never blocks.
@@ -74,8 +65,8 @@ impl History {
                 Ok(()) => true,
                 Err(mpsc::error::TrySendError::Closed(_)) => false,
                 Err(mpsc::error::TrySendError::Full(_)) => {
-                    subscriber.lost[kind as usize].fetch_add(1, Relaxed);
-                    self.dropped[kind as usize].fetch_add(1, Relaxed);
+                    subscriber.lost.count(kind);
+                    self.dropped.count(kind);
                     true
                 }
             }
@@ -99,18 +90,18 @@ impl History {
     #[must_use]
     pub fn follow(&self, since: Option<WallTime>, kinds: KindSet) -> Follower {
         let (sender, queue) = mpsc::channel(SUBSCRIBER_QUEUE);
-        let lost = Arc::new(counts());
+        let lost = Arc::new(Dropped::default());
         let mut inner = self.lock();
         let past = since.map_or_else(VecDeque::new, |since| select(&inner.kept, Some(since), kinds));
         inner.subscribers.push(Subscriber { kinds, queue: sender, lost: Arc::clone(&lost) });
         drop(inner);
-        Follower { node: Arc::clone(&self.node), past, queue, lost, told: [0; 7], told_at: [None; 7] }
+        Follower { past, queue, lost, teller: Teller::new(Arc::clone(&self.node), SUBSCRIBER_SLOW) }
     }
 
     /// Events that followers were too slow for, by kind in the order of [`Kind::ALL`].
     #[must_use]
     pub fn dropped(&self) -> [u64; Kind::ALL.len()] {
-        std::array::from_fn(|index| self.dropped[index].load(Relaxed))
+        self.dropped.read()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -157,12 +148,10 @@ impl Framing {
 /// One who follows. Dropping it ends the subscription.
 #[derive(Debug)]
 pub struct Follower {
-    node: Arc<str>,
     past: VecDeque<Arc<Record>>,
     queue: mpsc::Receiver<Arc<Record>>,
-    lost: Arc<Counts>,
-    told: [u64; Kind::ALL.len()],
-    told_at: [Option<Instant>; Kind::ALL.len()],
+    lost: Arc<Dropped>,
+    teller: Teller,
 }
 
 impl Follower {
@@ -185,8 +174,8 @@ impl Follower {
         if !out.is_empty() {
             return Some(out.freeze());
         }
-        if self.untold() {
-            let record = tokio::time::timeout(LOST_EVERY, self.queue.recv()).await;
+        if self.teller.owes(&self.lost) {
+            let record = tokio::time::timeout(losses::EVERY, self.queue.recv()).await;
             if let Ok(record) = record {
                 framing.append(&mut out, &*record?);
             } else {
@@ -198,23 +187,9 @@ impl Follower {
         Some(out.freeze())
     }
 
-    fn untold(&self) -> bool {
-        self.lost.iter().zip(self.told).any(|(lost, told)| lost.load(Relaxed) > told)
-    }
-
     fn tell_losses(&mut self, out: &mut BytesMut, framing: Framing) {
-        for kind in Kind::ALL {
-            let index = kind as usize;
-            let count = self.lost[index].load(Relaxed) - self.told[index];
-            let recently = self.told_at[index].is_some_and(|at| at.elapsed() < LOST_EVERY);
-            if count == 0 || recently {
-                continue;
-            }
-            self.told[index] += count;
-            self.told_at[index] = Some(Instant::now());
-            let lost = Body::Lost(Lost { probe: kind.name(), reason: SUBSCRIBER_SLOW, count });
-            let event = Event::of_node(WallTime::now(), Arc::clone(&self.node), lost);
-            framing.append(out, &Record::new(Arc::new(event)));
+        for lost in self.teller.news(&self.lost, false) {
+            framing.append(out, &lost);
         }
     }
 }
@@ -222,6 +197,7 @@ impl Follower {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::{Body, Event, Lost};
 
     fn record(kind: Kind, time: u64) -> Arc<Record> {
         let body = Body::Lost(Lost { probe: "x", reason: "y", count: time });

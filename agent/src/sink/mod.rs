@@ -3,6 +3,7 @@
 //! Invariant: a consumer that is slow or gone never slows the agent. What it misses is counted and told.
 
 pub mod history;
+mod losses;
 pub mod metrics;
 mod record;
 pub mod stdout;

@@ -9,15 +9,15 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use super::losses::{self, Dropped, Teller};
 use super::{Record, text};
 use crate::config::Output;
-use crate::event::{Body, Event, Kind, Lost, WallTime};
+use crate::event::Kind;
 
 /// Events that wait to be written.
 pub const QUEUE_MAX: usize = 8192;
@@ -26,8 +26,6 @@ pub const QUEUE_MAX: usize = 8192;
 const RESERVED: usize = 512;
 /// A wake-up writes at most about this much at once.
 const BATCH_BYTES: usize = 256 * 1024;
-/// How often a loss of one kind is told at most.
-const LOST_EVERY: Duration = Duration::from_secs(1);
 /// How long an output that refused to write is left alone.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// The same for an output that only has no room just now, such as a pipe that does not block.
@@ -50,7 +48,7 @@ pub struct Printer(Arc<Shared>);
 struct Shared {
     queue: Mutex<Queue>,
     wake: Condvar,
-    dropped: [AtomicU64; Kind::ALL.len()],
+    dropped: Dropped,
 }
 
 #[derive(Debug, Default)]
@@ -86,20 +84,11 @@ impl Stdout {
 
     fn start_on(target: Box<dyn Write + Send>, form: Form, node: Arc<str>) -> io::Result<Self> {
         let queue = Queue { closed: matches!(form, Form::None), ..Queue::default() };
-        let shared = Arc::new(Shared {
-            queue: Mutex::new(queue),
-            wake: Condvar::new(),
-            dropped: std::array::from_fn(|_| AtomicU64::new(0)),
-        });
+        let shared =
+            Arc::new(Shared { queue: Mutex::new(queue), wake: Condvar::new(), dropped: Dropped::default() });
         let (sender, done) = oneshot::channel();
-        let writer = Writer {
-            shared: Arc::clone(&shared),
-            target,
-            form,
-            node,
-            told: [0; Kind::ALL.len()],
-            told_at: [None; Kind::ALL.len()],
-        };
+        let writer =
+            Writer { shared: Arc::clone(&shared), target, form, teller: Teller::new(node, OUTPUT_FULL) };
         std::thread::Builder::new().name("galen-stdout".to_owned()).spawn(move || {
             if writer.run() {
                 // The receiver is gone when shutdown gave up waiting.
@@ -138,7 +127,7 @@ impl Printer {
         }
         if queue.records.len() >= limit {
             drop(queue);
-            self.0.dropped[kind as usize].fetch_add(1, Relaxed);
+            self.0.dropped.count(kind);
             return;
         }
         queue.records.push_back(Arc::clone(record));
@@ -152,7 +141,7 @@ impl Printer {
     /// Events that were dropped since the queue was full, by kind in the order of [`Kind::ALL`].
     #[must_use]
     pub fn dropped(&self) -> [u64; Kind::ALL.len()] {
-        std::array::from_fn(|index| self.0.dropped[index].load(Relaxed))
+        self.0.dropped.read()
     }
 }
 
@@ -167,10 +156,7 @@ struct Writer {
     shared: Arc<Shared>,
     target: Box<dyn Write + Send>,
     form: Form,
-    node: Arc<str>,
-    /// Losses that were told, by kind.
-    told: [u64; Kind::ALL.len()],
-    told_at: [Option<Instant>; Kind::ALL.len()],
+    teller: Teller,
 }
 
 impl Writer {
@@ -192,7 +178,9 @@ impl Writer {
             if let Some(end) = self.write(&mut buffer) {
                 return end;
             }
-            self.tell_losses(&mut buffer, ending);
+            for lost in self.teller.news(&self.shared.dropped, ending) {
+                self.format(&mut buffer, &lost);
+            }
             if let Some(end) = self.write(&mut buffer) {
                 return end;
             }
@@ -206,9 +194,12 @@ impl Writer {
     fn wait(&self, batch: &mut VecDeque<Arc<Record>>) -> bool {
         let mut queue = self.shared.lock();
         while queue.records.is_empty() && !queue.ending {
-            if self.untold() {
-                let (guard, timeout) =
-                    self.shared.wake.wait_timeout(queue, LOST_EVERY).unwrap_or_else(PoisonError::into_inner);
+            if self.teller.owes(&self.shared.dropped) {
+                let (guard, timeout) = self
+                    .shared
+                    .wake
+                    .wait_timeout(queue, losses::EVERY)
+                    .unwrap_or_else(PoisonError::into_inner);
                 queue = guard;
                 if timeout.timed_out() {
                     break;
@@ -221,10 +212,6 @@ impl Writer {
         queue.ending
     }
 
-    fn untold(&self) -> bool {
-        self.shared.dropped.iter().zip(self.told).any(|(dropped, told)| dropped.load(Relaxed) > told)
-    }
-
     fn format(&self, buffer: &mut String, record: &Record) {
         match self.form {
             Form::Text { color } => text::write_event(buffer, record.event(), color),
@@ -234,22 +221,6 @@ impl Writer {
                 buffer.push('\n');
             }
             Form::None => {}
-        }
-    }
-
-    fn tell_losses(&mut self, buffer: &mut String, ending: bool) {
-        for kind in Kind::ALL {
-            let index = kind as usize;
-            let count = self.shared.dropped[index].load(Relaxed) - self.told[index];
-            let recently = self.told_at[index].is_some_and(|at| at.elapsed() < LOST_EVERY);
-            if count == 0 || (recently && !ending) {
-                continue;
-            }
-            self.told[index] += count;
-            self.told_at[index] = Some(Instant::now());
-            let lost = Body::Lost(Lost { probe: kind.name(), reason: OUTPUT_FULL, count });
-            let event = Event::of_node(WallTime::now(), Arc::clone(&self.node), lost);
-            self.format(buffer, &Record::new(Arc::new(event)));
         }
     }
 
@@ -324,8 +295,10 @@ fn is_gone(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
+    use std::time::Instant;
 
     use super::*;
+    use crate::event::{Body, Event, Lost, WallTime};
 
     /// A pipe that takes nothing until it is opened.
     struct Gate {

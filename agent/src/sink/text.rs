@@ -282,9 +282,10 @@ fn micros(us: u64) -> String {
     }
 }
 
-/// A size with a binary unit.
+/// A size with a binary unit, for people.
+#[must_use]
 #[allow(clippy::cast_precision_loss, reason = "one decimal is shown")]
-fn bytes(count: u64) -> String {
+pub fn bytes(count: u64) -> String {
     const UNITS: [(u64, &str); 3] = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
     UNITS.iter().find(|(size, _)| count >= *size).map_or_else(
         || format!("{count} B"),

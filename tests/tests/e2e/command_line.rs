@@ -1,12 +1,14 @@
 //! The commands beside the agent.
 
+use std::fs::File;
 use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use galen_tests::agent::{Agent, SOON};
-use galen_tests::command::{finish, galen, kill_child, run_galen, wait};
+use galen_tests::command::{finish, galen, kill_child, run_galen, signal, wait};
 use galen_tests::lines::Lines;
+use galen_tests::wait::{Look, eventually};
 use serde_json::Value;
 
 use super::lifecycle::{oom, small_cgroup};
@@ -117,7 +119,7 @@ fn without_an_agent_the_commands_say_so_in_one_sentence() -> Result<()> {
 
 #[test]
 fn help_shows_an_example_and_a_bad_command_line_ends_with_2() -> Result<()> {
-    for command in ["agent", "doctor", "validate", "events", "status"] {
+    for command in ["agent", "doctor", "validate", "events", "status", "incidents", "replay"] {
         let done = run_galen(&[command, "--help"])?;
         ensure!(done.code() == 0, "{command}: {}", done.stderr);
         ensure!(
@@ -138,5 +140,94 @@ fn the_effective_configuration_can_be_used_again() -> Result<()> {
     std::fs::write(&config, &printed.stdout)?;
     let again = run_galen(&["validate", config.to_str().context("UTF-8")?])?;
     ensure!(again.code() == 0, "{}{}", again.stdout, again.stderr);
+    Ok(())
+}
+
+/// A command, its exit status when nobody reads what it prints, and when that goes to a full disk.
+type Unread<'a> = (&'a [&'a str], i32, i32);
+
+/// A panic ends with 101, and with a signal where panics abort.
+fn no_panic(commands: &[Unread<'_>]) -> Result<()> {
+    for (arguments, gone, full) in commands {
+        for (is_full, expected) in [(false, gone), (true, full)] {
+            let output = || -> Result<Stdio> {
+                Ok(if is_full { File::create("/dev/full")?.into() } else { std::io::pipe()?.1.into() })
+            };
+            // The log has something to say too.
+            let mut command = galen()?;
+            command.args(*arguments).env("GALEN_LOG", "galen_agent=loud").stdout(output()?).stderr(output()?);
+            let status = wait(&mut command.spawn()?, Duration::from_secs(20))?;
+            ensure!(status.code() == Some(*expected), "{arguments:?}, full disk: {is_full}: {status}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_reader_that_went_away_or_a_full_disk_is_no_panic() -> Result<()> {
+    let folder = tempfile::TempDir::with_prefix("galen-test-")?;
+    let (good, bad) = (folder.path().join("good.yaml"), folder.path().join("bad.yaml"));
+    std::fs::write(&good, "node: a\n")?;
+    std::fs::write(&bad, "lisen: a\n")?;
+    let (good, bad) = (good.display().to_string(), bad.display().to_string());
+    no_panic(&[
+        (&["doctor", "--config", &bad], 2, 2),
+        (&["validate", &good], 0, 1),
+        (&["validate", &bad], 1, 1),
+        (&["validate", "--output", "json", &good], 0, 1),
+        (&["agent", "--print-config"], 0, 1),
+        (&["agent", "--config", &bad], 2, 2),
+        (&["status", "--listen", "127.0.0.1:1"], 1, 1),
+    ])
+}
+
+#[test]
+fn doctor_does_not_panic_when_nobody_reads_it() -> Result<()> {
+    no_panic(&[(&["doctor"], 0, 1), (&["doctor", "--output", "json"], 0, 1)])
+}
+
+#[test]
+fn an_agent_whose_log_nobody_reads_goes_on() -> Result<()> {
+    for full in [false, true] {
+        let log = if full { File::create("/dev/full")?.into() } else { Stdio::from(std::io::pipe()?.1) };
+        let state = tempfile::TempDir::with_prefix("galen-test-")?;
+        let listen = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let mut child = galen()?
+            .args(["agent", "--output", "none", "--listen", &listen.to_string()])
+            .env("GALEN_STATE_DIR", state.path())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()?;
+        let answers = eventually(SOON, "an answer", || {
+            if let Some(status) = child.try_wait()? {
+                anyhow::bail!("it ended: {status}");
+            }
+            let answer = galen_tests::http::get(listen, "/readyz", "*/*");
+            Ok(match answer {
+                Ok(answer) if answer.status == 200 => Look::Done(()),
+                Ok(answer) => Look::NotYet(answer.body),
+                Err(error) => Look::NotYet(error.to_string()),
+            })
+        });
+        let ended = signal(&child, libc::SIGTERM).and_then(|()| wait(&mut child, Duration::from_secs(6)));
+        kill_child(&mut child);
+        answers?;
+        ensure!(ended?.code() == Some(0), "full: {full}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_follower_ends_in_order_on_both_signals() -> Result<()> {
+    for number in [libc::SIGTERM, libc::SIGINT] {
+        // Signals are listened for before the agent is asked.
+        let agent = std::net::TcpListener::bind("127.0.0.1:0")?;
+        let mut follower = galen()?.args(["events", "--listen", &agent.local_addr()?.to_string()]).spawn()?;
+        let asked = agent.accept();
+        let status = signal(&follower, number).and_then(|()| wait(&mut follower, Duration::from_secs(5)));
+        kill_child(&mut follower);
+        drop(asked?);
+        ensure!(status?.code() == Some(0), "signal {number}");
+    }
     Ok(())
 }

@@ -25,6 +25,42 @@ fn counted(agent: &Agent, cgroup: &Cgroup, done: &Done) -> Result<()> {
     agent.metric_becomes("galen_file_write_errors_total", &labels, done.number("errors"))
 }
 
+/// With one place for all threads, most find it taken.
+#[test]
+fn threads_that_share_a_place_are_counted_exactly_with_each_hook() -> Result<()> {
+    for variant in ["tp_btf", "raw_tp", "tracepoint"] {
+        let agent = Agent::start(&format!(
+            "kernel: {{ variant: {variant}, file_write: {{ slots_max: 1, first_touch: false }} }}\n"
+        ))?;
+        let cgroup = Cgroup::new("crowd")?;
+        let folder = TempDir::with_prefix("galen-test-")?;
+        let done = Load::run(&cgroup, &["write-crowd", text(folder.path())?, "8", "20000"])?;
+        ensure!(done.number("writes") == 160_000, "the load failed");
+        counted(&agent, &cgroup, &done).with_context(|| variant.to_owned())?;
+        agent.metric_becomes("galen_events_uncounted_total", &[("probe", "file_write")], 0)?;
+    }
+    Ok(())
+}
+
+/// ext4 gives the number of a deleted file to the next one.
+#[test]
+fn a_file_with_the_number_of_a_deleted_one_has_its_own_name() -> Result<()> {
+    let agent = Agent::start("kernel: { file_write: { emit: all } }\n")?;
+    let cgroup = Cgroup::new("number")?;
+    let folder = TempDir::with_prefix_in("galen-test-", "/var/tmp")?;
+    for name in ["first", "second", "third"] {
+        let file = folder.path().join(name);
+        Load::run(&cgroup, &["write-one", text(&file)?, "5"])?;
+        let event = agent.event("file_write", |event| {
+            event["cgroup"] == cgroup.path()
+                && event["path"].as_str().is_some_and(|path| path.ends_with(name))
+        })?;
+        ensure!(event["reason"] == "first_touch", "{event}");
+        fs::remove_file(&file)?;
+    }
+    Ok(())
+}
+
 fn exact_with(variant: &str) -> Result<()> {
     let agent = Agent::start(&format!("kernel: {{ variant: {variant} }}\n"))?;
     let metrics = agent.metrics()?;
@@ -33,11 +69,16 @@ fn exact_with(variant: &str) -> Result<()> {
         let info: Vec<_> = metrics.with("galen_probe_info", &labels).collect();
         ensure!(info.len() == 1 && info[0].labels["variant"] == variant, "{probe}: {info:?}");
     }
-    let cgroup = Cgroup::new(variant)?;
+    counts_are_exact(&agent)
+}
+
+/// Every way to write that has a system call of its own, and a filesystem that gets full: exact counts.
+pub(crate) fn counts_are_exact(agent: &Agent) -> Result<()> {
+    let cgroup = Cgroup::new("mix")?;
     let folder = TempDir::with_prefix("galen-test-")?;
     let done = Load::run(&cgroup, &["write-mix", text(&folder.path().join("mix"))?, "200"])?;
     ensure!(done.number("writes") == 1000 && done.number("bytes") == 200 * (7 + 11 + 8 + 11 + 22));
-    counted(&agent, &cgroup, &done)?;
+    counted(agent, &cgroup, &done)?;
 
     // A full filesystem: the last write that fits returns less than it was asked to write, the next one fails.
     let full = Cgroup::new("full")?;
@@ -46,7 +87,7 @@ fn exact_with(variant: &str) -> Result<()> {
     let done = Load::run(&full, &["fill", text(&file)?])?;
     ensure!(done.number("bytes") == fs::metadata(&file)?.len(), "the load miscounts");
     ensure!(done.number("bytes") < done.number("asked"), "no write was short");
-    counted(&agent, &full, &done)?;
+    counted(agent, &full, &done)?;
     agent.metric_becomes(
         "galen_file_write_errors_total",
         &[("cgroup", &full.path()), ("errno", "ENOSPC")],

@@ -26,7 +26,7 @@ fn writers(cgroup: &Cgroup, folder: &TempDir) -> Result<Vec<Load>> {
 }
 
 /// Nothing is in flight any more, and what was seen is what was counted: of all cgroups, both ways.
-fn settles(agent: &Agent) -> Result<()> {
+pub(crate) fn settles(agent: &Agent) -> Result<()> {
     eventually(SOON, "the books to balance", || {
         let metrics = agent.metrics()?;
         let of = |name: &str| metrics.sum(name, &[("probe", "file_write")]);

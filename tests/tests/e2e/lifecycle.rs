@@ -32,8 +32,13 @@ pub(crate) fn small_cgroup() -> Result<Cgroup> {
 
 #[test]
 fn sigterm_prints_what_is_still_in_the_rings_and_ends_with_0() -> Result<()> {
+    last_words("auto")
+}
+
+/// SIGTERM after a write that nobody has read from the ring yet.
+pub(crate) fn last_words(variant: &str) -> Result<()> {
     // Nothing is drained before the end by itself.
-    let mut agent = Agent::start("kernel: { drain_interval: 10s }\n")?;
+    let mut agent = Agent::start(&format!("kernel: {{ variant: {variant}, drain_interval: 10s }}\n"))?;
     let cgroup = Cgroup::new("last")?;
     let folder = TempDir::with_prefix("galen-test-")?;
     let file = folder.path().join("last words");

@@ -109,6 +109,23 @@ fn a_connect_that_nobody_answers_times_out_with_its_retransmits() -> Result<()> 
 }
 
 #[test]
+fn a_connect_to_itself_is_established_and_one_without_a_port_says_so() -> Result<()> {
+    let agent = Agent::start(ALL)?;
+    let cgroup = Cgroup::new("itself")?;
+    Load::run(&cgroup, &["connect-to-itself"])?;
+    let netns = NetNs::new()?;
+    Load::start_in(&cgroup, Some(&netns.file()), &["connect-without-port", NetNs::SILENT])?.finish()?;
+    let event = agent.event("tcp_connect", |event| {
+        event["cgroup"] == cgroup.path() && event["errno"] == "EADDRNOTAVAIL"
+    })?;
+    ensure!(event["outcome"] == "other" && event.get("sport").is_none(), "{event}");
+    total(&agent, &cgroup, "established", 1)?;
+    total(&agent, &cgroup, "other", 1)?;
+    // The first of the two was closed by its process's end.
+    total(&agent, &cgroup, "aborted", 1)
+}
+
+#[test]
 fn by_default_only_what_failed_or_was_slow_is_printed() -> Result<()> {
     let agent = Agent::start("")?;
     let cgroup = Cgroup::new("quiet")?;

@@ -24,8 +24,6 @@ pub(super) struct Options {
     pub(super) config: &'static str,
     /// Events as JSON on a pipe, instead of none.
     pub(super) events: bool,
-    /// Without what an earlier start left in the state directory.
-    pub(super) first: bool,
 }
 
 /// A running agent.
@@ -113,9 +111,6 @@ fn free_address() -> Result<SocketAddr> {
 fn configuration(options: Options) -> Result<PathBuf> {
     let directory = workload::directory()?;
     let state = directory.join("state");
-    if options.first && state.exists() {
-        fs::remove_dir_all(&state).with_context(|| format!("cannot remove {}", state.display()))?;
-    }
     paths::ensure_dir(&state)?;
     let file = directory.join("galen.yaml");
     let text = format!("state_dir: {:?}\n{}", state, options.config);

@@ -19,14 +19,13 @@ const EMIT_ALL: &str = "kernel:\n  file_write:\n    emit: all\n";
 /// How much is measured.
 struct Effort {
     rounds: usize,
-    starts: usize,
     kills: usize,
     idle: Duration,
     ring_s: u64,
 }
 
-const FULL: Effort = Effort { rounds: 7, starts: 7, kills: 100, idle: Duration::from_secs(20), ring_s: 3 };
-const QUICK: Effort = Effort { rounds: 3, starts: 3, kills: 20, idle: Duration::from_secs(6), ring_s: 1 };
+const FULL: Effort = Effort { rounds: 7, kills: 100, idle: Duration::from_secs(20), ring_s: 3 };
+const QUICK: Effort = Effort { rounds: 3, kills: 20, idle: Duration::from_secs(6), ring_s: 1 };
 
 pub(super) fn run(quick: bool) -> Result<Vec<Row>> {
     if !child::is_root() {
@@ -58,7 +57,6 @@ fn measure(effort: &Effort, bpftrace: Option<&Path>) -> Result<Vec<Row>> {
     rows.extend(oom::rows(effort.kills, bpftrace)?);
     eprintln!("bench: starts, memory, idle");
     rows.extend(Row::of("start_ready_ms", "ms", Better::Lower, &rounds.start_ms).map(|row| row.goal(100.0)));
-    rows.extend(first_start_row(effort)?);
     rows.extend(resource_rows(effort, bpftrace)?);
     rows.extend(size_row(&paths::galen(Profile::Release))?);
     Ok(rows)
@@ -194,16 +192,6 @@ fn pace(agent: &Agent, rate: u64, seconds: u64) -> Result<Step> {
     let cpus = thread::available_parallelism().context("the number of CPUs is unknown")?.get() as f64;
     let per_cpu = moved("galen_events_delivered_total") / seconds as f64 / cpus;
     Ok(Step { per_cpu, lost: moved("galen_events_dropped_total") })
-}
-
-fn first_start_row(effort: &Effort) -> Result<Option<Row>> {
-    let mut times = Vec::new();
-    for _ in 0..effort.starts {
-        let agent = Agent::start(Options { first: true, ..Options::default() })?;
-        times.push(agent.start.as_secs_f64() * 1000.0);
-        agent.stop()?;
-    }
-    Ok(Row::of("start_first_ready_ms", "ms", Better::Lower, &times).map(|row| row.goal(100.0)))
 }
 
 /// What a program holds and takes.

@@ -51,6 +51,9 @@ pub(crate) struct Row {
     pub(crate) better: Better,
     /// What the value has to reach; absent where the figure only informs.
     pub(crate) goal: Option<f64>,
+    /// Reaching the goal is not enough: it is a peer's figure, and equal is not better.
+    #[serde(skip)]
+    beyond: bool,
     /// The same figure of other programs, measured in the same rounds.
     pub(crate) peers: BTreeMap<String, f64>,
     /// How many measurements the median is taken over.
@@ -70,7 +73,7 @@ impl Row {
         let value = stats::median(samples)?;
         let spread = stats::spread(samples)?;
         let (name, rounds, peers) = (name.into(), samples.len(), BTreeMap::new());
-        Some(Self { name, value, unit, better, goal: None, peers, rounds, spread })
+        Some(Self { name, value, unit, better, goal: None, beyond: false, peers, rounds, spread })
     }
 
     /// The same row with a value to reach.
@@ -85,17 +88,29 @@ impl Row {
         self
     }
 
-    /// The same row with the peer's own figure as the goal.
+    /// The same row with the peer's own figure to beat; being equal does not.
     pub(crate) fn beat(mut self, peer: &str) -> Self {
         self.goal = self.peers.get(peer).copied();
+        self.beyond = true;
         self
     }
 
     fn met(&self) -> Option<bool> {
-        self.goal.map(|goal| match self.better {
-            Better::Higher => self.value >= goal,
-            Better::Lower => self.value <= goal,
+        self.goal.map(|goal| match (self.better, self.beyond) {
+            (Better::Higher, false) => self.value >= goal,
+            (Better::Higher, true) => self.value > goal,
+            (Better::Lower, false) => self.value <= goal,
+            (Better::Lower, true) => self.value < goal,
         })
+    }
+
+    fn sign(&self) -> &'static str {
+        match (self.better, self.beyond) {
+            (Better::Higher, false) => "≥",
+            (Better::Higher, true) => ">",
+            (Better::Lower, false) => "≤",
+            (Better::Lower, true) => "<",
+        }
     }
 }
 
@@ -147,7 +162,7 @@ fn table(rows: &[Row]) -> String {
         "figure", "value", "unit", "spread", "goal", "rounds", "peers"
     );
     for row in rows {
-        let goal = row.goal.map_or("-".to_owned(), |goal| format!("{} {}", sign(row.better), number(goal)));
+        let goal = row.goal.map_or("-".to_owned(), |goal| format!("{} {}", row.sign(), number(goal)));
         let peers: Vec<_> =
             row.peers.iter().map(|(name, value)| format!("{name} {}", number(*value))).collect();
         let met = row.met().map_or("-", |met| if met { "yes" } else { "NO" });
@@ -163,10 +178,6 @@ fn table(rows: &[Row]) -> String {
         );
     }
     text
-}
-
-fn sign(better: Better) -> &'static str {
-    if better == Better::Higher { "≥" } else { "≤" }
 }
 
 /// Three digits that matter, and no more.
@@ -232,6 +243,14 @@ mod tests {
         assert_eq!(row().met(), Some(true));
         let slow = Row::of("start_ms", "ms", Better::Lower, &[200.0]).expect("measured").goal(100.0);
         assert_eq!(slow.met(), Some(false));
+        let even = Row::of("start_ms", "ms", Better::Lower, &[100.0]).expect("measured");
+        assert_eq!(even.clone().goal(100.0).met(), Some(true));
+        let even = even.peer("bpftrace", &[100.0]).beat("bpftrace");
+        assert_eq!(
+            (even.met(), table(std::slice::from_ref(&even)).contains("< 100")),
+            (Some(false), true),
+            "equal is not less"
+        );
         assert!(table(&[slow]).contains("NO"));
         assert!(Row::of("empty_ms", "ms", Better::Lower, &[]).is_none());
     }

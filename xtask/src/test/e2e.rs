@@ -48,7 +48,7 @@ fn variable(name: &str, value: PathBuf) -> String {
     format!("{name}={}", value.display())
 }
 
-fn test_programs() -> Result<Vec<PathBuf>> {
+pub(super) fn test_programs() -> Result<Vec<PathBuf>> {
     let mut command = process::cargo();
     command.args([
         "test",

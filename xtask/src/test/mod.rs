@@ -11,6 +11,7 @@ pub(crate) mod lint;
 mod sanitize;
 mod shell;
 mod structure;
+mod vm;
 
 use std::cell::OnceCell;
 use std::ffi::OsString;
@@ -37,6 +38,14 @@ pub(crate) struct Options {
     pub(crate) short: bool,
     /// What each fuzz target gets.
     pub(crate) seconds: Option<u64>,
+    /// Kernels of suite `vm`; all of them when none is named.
+    pub(crate) kernels: Vec<String>,
+    /// All end-to-end tests on each kernel of suite `vm`.
+    pub(crate) long: bool,
+    /// Suite `vm` writes `docs/kernels.md`.
+    pub(crate) write_docs: bool,
+    /// What machines of suite `vm` run in place of the tests.
+    pub(crate) command: Option<String>,
     /// Handed to the test programs.
     pub(crate) arguments: Vec<OsString>,
 }
@@ -69,7 +78,7 @@ struct Suite {
 }
 
 /// In the order they run: what is quick and breaks most comes first.
-const SUITES: [Suite; 9] = [
+const SUITES: [Suite; 10] = [
     Suite {
         name: "unit",
         about: "unit tests of the agent, the shared crate and xtask, the layout rules among them",
@@ -96,7 +105,7 @@ const SUITES: [Suite; 9] = [
     },
     Suite {
         name: "structure",
-        about: "the layout rules alone: stages import earlier stages only, no long files",
+        about: "the layout rules alone: stages import earlier stages only, unsafe code only where it is listed, no long files",
         needs: "nothing",
         time: "1 s",
         by_default: false,
@@ -141,6 +150,14 @@ const SUITES: [Suite; 9] = [
         time: "25 min; 12 min with --short",
         by_default: false,
         run: fresh::run,
+    },
+    Suite {
+        name: "vm",
+        about: "the table of docs/kernels.md: each variant of hooks on Debian's kernels 5.10, 6.1, 6.12 and the newest",
+        needs: "apt for the kernels and QEMU, iproute2, e2fsprogs, 3 GB of memory",
+        time: "6 min when built; with --long 1 h",
+        by_default: false,
+        run: vm::run,
     },
 ];
 

@@ -1,5 +1,6 @@
 //! Suite `structure`: the layout rules that a reviewer would otherwise have to hold by eye.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -15,13 +16,15 @@ const LONGEST_FILE: usize = 600;
 ///
 /// Modules that are not named here (configuration, what several stages share) may be used by all of
 /// them. The glue comes last, since it starts everything.
-const STAGES: [&str; 13] = [
+const STAGES: [&str; 15] = [
+    "privilege",
     "kernel",
     "event",
     "identity",
     "inspection",
     "logs",
     "discovery",
+    "incidents",
     "health",
     "faults",
     "healing",
@@ -30,6 +33,10 @@ const STAGES: [&str; 13] = [
     "pipeline",
     "cli",
 ];
+
+/// Names every file of the agent with unsafe code, in the line that begins like this.
+const UNSAFE_PAGE: &str = "ARCHITECTURE.md";
+const UNSAFE_LINE: &str = "- **Unsafe only where bytes meet the kernel:**";
 
 pub(super) fn run(_: &Context) -> Result<Outcome> {
     let wrong = check(&paths::root())?;
@@ -41,6 +48,7 @@ pub(super) fn run(_: &Context) -> Result<Outcome> {
 
 fn check(root: &Path) -> Result<Vec<String>> {
     let mut wrong = Vec::new();
+    let mut unsafe_files = BTreeSet::new();
     for package in ["agent", "common", "ebpf", "fuzz", "tests", "xtask"] {
         for file in sources(&root.join(package))? {
             let text =
@@ -49,9 +57,15 @@ fn check(root: &Path) -> Result<Vec<String>> {
             wrong.extend(too_long(&place, &text));
             if let Ok(inside) = place.strip_prefix("agent/src") {
                 wrong.extend(later_imports(&place, inside, &text));
+                if is_unsafe(&text) {
+                    unsafe_files.insert(inside.display().to_string());
+                }
             }
         }
     }
+    let page = root.join(UNSAFE_PAGE);
+    let text = fs::read_to_string(&page).with_context(|| format!("cannot read {}", page.display()))?;
+    wrong.extend(unlike(&listed_as_unsafe(&text), &unsafe_files));
     Ok(wrong)
 }
 
@@ -94,6 +108,28 @@ fn later_imports(place: &Path, inside: &Path, text: &str) -> Vec<String> {
         }
     }
     wrong
+}
+
+/// Whether code, not a comment, has the keyword; strings with it are not expected in the agent.
+fn is_unsafe(text: &str) -> bool {
+    let is_name = |letter: char| letter.is_alphanumeric() || letter == '_';
+    let has = |code: &str| code.split(|letter| !is_name(letter)).any(|word| word == "unsafe");
+    text.lines().any(|line| has(line.split("//").next().unwrap_or_default()))
+}
+
+/// The files that the page names in its line on unsafe code.
+fn listed_as_unsafe(page: &str) -> BTreeSet<String> {
+    let line = page.lines().find(|line| line.starts_with(UNSAFE_LINE)).unwrap_or_default();
+    line.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+fn unlike(listed: &BTreeSet<String>, found: &BTreeSet<String>) -> Vec<String> {
+    let missing = found.difference(listed).map(|file| {
+        format!("agent/src/{file}: unsafe code; write safe code, or name the file in {UNSAFE_PAGE} under \"{UNSAFE_LINE}\"")
+    });
+    let stale =
+        listed.difference(found).map(|file| format!("{UNSAFE_PAGE}: {file} has no unsafe code; take it out"));
+    missing.chain(stale).collect()
 }
 
 fn stage_of(inside: &Path) -> Option<usize> {
@@ -147,9 +183,24 @@ mod tests {
 
     #[test]
     fn only_stages_are_bound() {
-        assert_eq!(stage_of(Path::new("kernel/ring.rs")), Some(0));
-        assert_eq!(stage_of(Path::new("event.rs")), Some(1));
+        assert_eq!(stage_of(Path::new("kernel/ring.rs")), Some(1));
+        assert_eq!(stage_of(Path::new("event.rs")), Some(2));
         assert_eq!(stage_of(Path::new("config.rs")), None);
+    }
+
+    #[test]
+    fn unsafe_code_is_where_the_page_says_and_nowhere_else() {
+        assert!(is_unsafe("let x = unsafe { f() };") && is_unsafe("unsafe impl Pod for A {}"));
+        assert!(!is_unsafe("// unsafe { f() }") && !is_unsafe("#![deny(unsafe_op_in_unsafe_fn)]"));
+        let listed =
+            listed_as_unsafe(&format!("- `x.rs`\n{UNSAFE_LINE} in `a.rs`, `b.rs`, each with `b.rs`.\n"));
+        assert_eq!(listed, ["a.rs", "b.rs"].map(str::to_owned).into());
+        let wrong = unlike(&listed, &["b.rs", "c.rs"].map(str::to_owned).into());
+        assert!(
+            wrong.len() == 2 && wrong[0].starts_with("agent/src/c.rs:") && wrong[1].contains("a.rs"),
+            "{wrong:?}"
+        );
+        assert!(unlike(&listed, &listed).is_empty());
     }
 
     #[test]

@@ -130,3 +130,31 @@ async fn https_is_refused_by_a_server_without_tls() {
     assert_ne!(outcome, Outcome::Succeeded);
     server.abort();
 }
+
+/// The client for https is kept, and must not keep the deadline of its first message.
+#[tokio::test(start_paused = true)]
+async fn a_connect_that_hangs_is_given_up_after_the_same_time_whatever_came_first() {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(0).unwrap();
+    let address = listener.local_addr().unwrap();
+    // Once its queue is full, a connect is neither taken nor refused.
+    let queue: Vec<_> = (0..8)
+        .map_while(|_| std::net::TcpStream::connect_timeout(&address, Duration::from_millis(200)).ok())
+        .collect();
+    assert!(queue.len() < 8, "the queue has no end");
+    for scheme in ["http", "https"] {
+        let client = Client::default();
+        for (deadline, expected) in [(Duration::from_secs(1), Duration::from_secs(1)), (LONG, CONNECT_MAX)] {
+            let started = tokio::time::Instant::now();
+            let url = format!("{scheme}://{address}/");
+            let outcome = client.post(&url, &BTreeMap::new(), None, &json!({}), deadline).await;
+            let took = started.elapsed();
+            assert!(
+                took >= expected && took < expected + Duration::from_millis(500),
+                "{scheme}, deadline {deadline:?}: {outcome:?} after {took:?}"
+            );
+            assert_eq!(matches!(outcome, Outcome::FailedRetryable(_)), deadline == LONG, "{outcome:?}");
+        }
+    }
+}

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
 use crate::event::{Body, Event, Signal};
+use crate::incidents;
 
 /// Counters of the agent. Share it in an [`std::sync::Arc`]; every method takes `&self`.
 #[derive(Debug, Default)]
@@ -15,6 +16,9 @@ pub struct Counters {
     requests: Mutex<BTreeMap<(&'static str, u16), u64>>,
     connections: AtomicU64,
     connections_refused: AtomicU64,
+    peers_refused: AtomicU64,
+    /// What incidents count of themselves.
+    pub incidents: std::sync::Arc<incidents::Stats>,
 }
 
 impl Counters {
@@ -41,9 +45,14 @@ impl Counters {
         *requests.entry((endpoint, code)).or_default() += 1;
     }
 
-    /// Takes over how many HTTP connections there are.
-    pub fn set_connections(&self, connections: u64) {
-        self.connections.store(connections, Relaxed);
+    /// Takes over that one listener had `before` HTTP connections and has `now`.
+    pub fn change_connections(&self, before: u64, now: u64) {
+        self.connections.fetch_add(now.wrapping_sub(before), Relaxed);
+    }
+
+    /// Counts a request on the local socket by a peer that may not use it.
+    pub fn count_refused_peer(&self) {
+        self.peers_refused.fetch_add(1, Relaxed);
     }
 
     /// Counts an HTTP connection that was refused since there were too many.
@@ -65,6 +74,10 @@ impl Counters {
 
     pub(super) fn faults_untracked(&self) -> u64 {
         self.faults_untracked.load(Relaxed)
+    }
+
+    pub(super) fn peers_refused(&self) -> u64 {
+        self.peers_refused.load(Relaxed)
     }
 
     /// HTTP connections now, and those that were refused.

@@ -59,9 +59,18 @@ families! {
     HEALING_EVICTED "galen_healing_subjects_evicted_total" Counter "Subjects whose cool-down was forgotten because there were too many.";
     AUDIT_FAILURES "galen_audit_failures_total" Counter "Lines that are missing from the audit trail.";
     NAMES_EVICTED "galen_cgroup_names_evicted_total" Counter "Names of cgroups forgotten because there were too many.";
+    INCIDENTS_WRITTEN "galen_incidents_written_total" Counter "Incidents written down.";
+    INCIDENTS_EVICTED "galen_incidents_evicted_total" Counter "Files of incidents removed to make room.";
+    INCIDENTS_FAILED "galen_incidents_failed_total" Counter "Incidents, or victims of one, that were not written down.";
+    INCIDENTS_FILES "galen_incidents_files" Gauge "Files of incidents now.";
+    INCIDENTS_FILE_BYTES "galen_incidents_file_bytes" Gauge "Bytes of those files.";
+    RECORDER_EVENTS "galen_incidents_recorder_events" Gauge "Connects and writes in the flight recorder now.";
+    RECORDER_BYTES "galen_incidents_recorder_bytes" Gauge "Bytes of the flight recorder now.";
+    RECORDER_EVICTED "galen_incidents_recorder_evicted_total" Counter "Connects and writes that made room for newer ones.";
     OUTPUT_DROPPED "galen_output_dropped_total" Counter "Delivered events that an output had no room for.";
     HTTP_REQUESTS "galen_http_requests_total" Counter "HTTP requests answered.";
     HTTP_CONNECTIONS "galen_http_connections" Gauge "HTTP connections now.";
+    PEERS_REFUSED "galen_api_peers_refused_total" Counter "Requests on the local socket by peers that may not use it.";
     HTTP_REFUSED "galen_http_connections_refused_total" Counter "HTTP connections refused because there were too many.";
     BUILD_INFO "galen_build_info" Info "The agent's version.";
     CPU_SECONDS "process_cpu_seconds_total" Counter "Total user and system CPU time spent in seconds.";

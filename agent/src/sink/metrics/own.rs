@@ -4,6 +4,7 @@ use super::Input;
 use super::encoder::{Encoder, Labels, label};
 use super::families;
 use crate::event::{HealthState, Kind};
+use crate::incidents::Reading;
 
 pub(super) fn render(encoder: &mut Encoder, input: &Input<'_>) {
     encoder.family(&families::HEALTH);
@@ -31,10 +32,29 @@ pub(super) fn render(encoder: &mut Encoder, input: &Input<'_>) {
     encoder.single(&families::HEALING_EVICTED, input.healing.evicted_subjects);
     encoder.single(&families::AUDIT_FAILURES, input.healing.audit_failures);
     encoder.single(&families::NAMES_EVICTED, input.totals.names_evicted);
+    render_incidents(encoder, &input.counters.incidents.read());
     render_outputs(encoder, input);
     encoder.family(&families::BUILD_INFO);
     let labels = label("version", env!("CARGO_PKG_VERSION")).with("arch", std::env::consts::ARCH);
     encoder.sample(&families::BUILD_INFO, &labels, 1);
+}
+
+fn render_incidents(encoder: &mut Encoder, incidents: &Reading) {
+    encoder.single(&families::INCIDENTS_WRITTEN, incidents.written);
+    encoder.single(&families::INCIDENTS_EVICTED, incidents.evicted);
+    encoder.family(&families::INCIDENTS_FAILED);
+    for (reason, count) in incidents.failed {
+        encoder.sample(&families::INCIDENTS_FAILED, &label("reason", reason), count);
+    }
+    let (files, bytes) = incidents.files;
+    encoder.single(&families::INCIDENTS_FILES, files);
+    encoder.single(&families::INCIDENTS_FILE_BYTES, bytes);
+    encoder.single(&families::RECORDER_EVENTS, incidents.recorder_events);
+    encoder.single(&families::RECORDER_BYTES, incidents.recorder_bytes);
+    encoder.family(&families::RECORDER_EVICTED);
+    for (reason, count) in incidents.recorder_evicted {
+        encoder.sample(&families::RECORDER_EVICTED, &label("reason", reason), count);
+    }
 }
 
 fn render_outputs(encoder: &mut Encoder, input: &Input<'_>) {
@@ -53,4 +73,5 @@ fn render_outputs(encoder: &mut Encoder, input: &Input<'_>) {
     let (connections, refused) = input.counters.connections();
     encoder.single(&families::HTTP_CONNECTIONS, connections);
     encoder.single(&families::HTTP_REFUSED, refused);
+    encoder.single(&families::PEERS_REFUSED, input.counters.peers_refused());
 }

@@ -21,10 +21,10 @@ pub(crate) fn mix(file: &str, times: u64) -> Result<Value> {
     let mut bytes = 0;
     for _ in 0..times {
         bytes += (&opened).write(b"seven b").context("write")? as u64;
-        bytes += whole(pwrite(fd, &[b'x'; 11]), 11, "pwrite64")?;
-        bytes += whole(vector(fd, &long, Way::Writev), 8, "writev")?;
-        bytes += whole(vector(fd, &short, Way::Pwritev), 11, "pwritev")?;
-        bytes += whole(vector(fd, &wide, Way::Pwritev2), 22, "pwritev2")?;
+        bytes += whole(pwrite(fd, &[b'x'; 11], 0), 11, "pwrite64")?;
+        bytes += whole(vector(fd, &long, Way::Writev, 0), 8, "writev")?;
+        bytes += whole(vector(fd, &short, Way::Pwritev, 0), 11, "pwritev")?;
+        bytes += whole(vector(fd, &wide, Way::Pwritev2, 0), 22, "pwritev2")?;
     }
     Ok(json!({"writes": times * 5, "bytes": bytes}))
 }
@@ -34,6 +34,24 @@ pub(crate) fn one(file: &str, bytes: u64) -> Result<Value> {
     let buffer = vec![b'x'; usize::try_from(bytes).context("too large")?];
     let written = create(file)?.write(&buffer).context("write")?;
     Ok(json!({"writes": 1, "bytes": written}))
+}
+
+/// Many threads that write at once, each to a file of its own.
+pub(crate) fn crowd(folder: &str, threads: u64, times: u64) -> Result<Value> {
+    let files: Vec<File> =
+        (0..threads).map(|index| create(&format!("{folder}/{index}"))).collect::<Result<_>>()?;
+    let written: u64 = std::thread::scope(|scope| {
+        let writers: Vec<_> = files
+            .into_iter()
+            .map(|mut file| {
+                scope.spawn(move || {
+                    (0..times).filter(|_| file.write(b"x").is_ok_and(|bytes| bytes == 1)).count()
+                })
+            })
+            .collect();
+        writers.into_iter().map(|writer| writer.join().map_or(0, |count| count as u64)).sum()
+    });
+    Ok(json!({"writes": written, "bytes": written}))
 }
 
 /// Writes to what is no regular file.
@@ -83,31 +101,36 @@ pub(crate) fn fill(file: &str) -> Result<Value> {
     Ok(json!({"writes": writes, "bytes": bytes, "asked": writes * 6000, "errors": 1}))
 }
 
-enum Way {
+/// Which of the calls that take several pieces.
+#[derive(Clone, Copy)]
+pub(crate) enum Way {
     Writev,
     Pwritev,
     Pwritev2,
 }
 
-fn pwrite(fd: RawFd, buffer: &[u8]) -> isize {
+/// One call of `pwrite64`.
+pub(crate) fn pwrite(fd: RawFd, buffer: &[u8], at: i64) -> isize {
     // SAFETY: pointer and length are those of a slice that outlives the call.
-    unsafe { libc::pwrite(fd, buffer.as_ptr().cast(), buffer.len(), 0) }
+    unsafe { libc::pwrite(fd, buffer.as_ptr().cast(), buffer.len(), at) }
 }
 
-fn vector(fd: RawFd, pieces: &[IoSlice<'_>; 3], way: Way) -> isize {
+/// One call with three pieces; `at` is not for `writev`.
+pub(crate) fn vector(fd: RawFd, pieces: &[IoSlice<'_>; 3], way: Way, at: i64) -> isize {
     let (start, count) = (pieces.as_ptr().cast::<libc::iovec>(), 3);
     // SAFETY: an IoSlice is laid out as an iovec; there are three, and they outlive the calls.
     unsafe {
         match way {
             Way::Writev => libc::writev(fd, start, count),
-            Way::Pwritev => libc::pwritev(fd, start, count, 0),
+            Way::Pwritev => libc::pwritev(fd, start, count, at),
             // A C library may take the older call where no flag is set.
-            Way::Pwritev2 => libc::syscall(libc::SYS_pwritev2, fd, start, count, 0, 0, 0) as isize,
+            Way::Pwritev2 => libc::syscall(libc::SYS_pwritev2, fd, start, count, at, 0, 0) as isize,
         }
     }
 }
 
-fn whole(written: isize, expected: u64, call: &'static str) -> Result<u64> {
+/// The number of bytes, when the call wrote all of them.
+pub(crate) fn whole(written: isize, expected: u64, call: &'static str) -> Result<u64> {
     match u64::try_from(written) {
         Ok(written) if written == expected => Ok(written),
         Ok(written) => bail!("{call} wrote {written} of {expected} bytes"),

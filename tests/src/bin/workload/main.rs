@@ -4,8 +4,10 @@
 //! Each prints one JSON line: `ops`, how many operations went through, and `ns_per_op`, what one took; those
 //! of the tests print what they did in numbers of their own.
 
+mod connects;
 mod files;
 mod setting;
+mod ways;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -22,9 +24,10 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde_json::{Value, json};
 
 const USAGE: &str = "\
-usage: galen-workload [--wait] [--netns FILE] COMMAND
+usage: galen-workload [--wait] [--netns FILE] [--dies-first] COMMAND
   --wait                        reads a line first, so that its caller can put it where it belongs
   --netns FILE                  joins this network namespace
+  --dies-first                  is what the OOM killer takes before others
   pwrite-null N                 N writes of one byte to /dev/null
   pwrite-file N [DIR]           N writes of one byte to a file in DIR (default: here)
   getppid N                     N calls of getppid
@@ -34,9 +37,15 @@ usage: galen-workload [--wait] [--netns FILE] COMMAND
   hold MIB                      takes so much memory, says `holding`, and waits for a line
   take MIB                      takes so much memory
   try-connect ADDR N            N TCP connects to ADDR, whatever becomes of them
+  connect-to-itself             one TCP connect of a socket to its own address
+  connect-without-port ADDR     two TCP connects to ADDR with one source port for both; with --netns only
+  write-crowd DIR THREADS N     N one-byte writes by each thread to a file of its own
   write-mix FILE N              N calls each of write, pwrite64, writev, pwritev, pwritev2
   write-one FILE BYTES          one call of write
   write-others N                N writes each to /dev/null, a pipe and a socket
+  write-way WAY SOURCE FILE     5 operations of 4096 bytes in this way: write, pwrite64, writev, pwritev, pwritev2,
+                                sendfile, splice, copy_file_range, io_uring, mmap; SOURCE has what is copied
+  last-deeds FILE ADDR MIB      writes to FILE, connects to ADDR, and takes so much memory
   fill FILE                     writes until the filesystem is full
 example: galen-workload pwrite-file 100000 /var/tmp";
 
@@ -60,9 +69,20 @@ fn run(words: &[&str]) -> Result<Value> {
         ["hold", mib] => return hold(number(mib)?),
         ["take", mib] => return take(number(mib)?).map(|held| json!({"mib": held.len()})),
         ["try-connect", addr, times] => return try_connect(addr, number(times)?),
+        ["connect-to-itself"] => return connects::to_itself(),
+        ["connect-without-port", addr] => return connects::without_port(address(addr)?),
+        ["write-crowd", folder, threads, times] => {
+            return files::crowd(folder, number(threads)?, number(times)?);
+        }
         ["write-mix", file, times] => return files::mix(file, number(times)?),
         ["write-one", file, bytes] => return files::one(file, number(bytes)?),
         ["write-others", times] => return files::others(number(times)?),
+        ["write-way", way, source, file] => return ways::one(way, source, file),
+        ["last-deeds", file, addr, mib] => {
+            files::one(file, 5)?;
+            try_connect(addr, 1)?;
+            return take(number(mib)?).map(|held| json!({"mib": held.len()}));
+        }
         ["fill", file] => return files::fill(file),
         ["pwrite-null", times] => {
             let file = OpenOptions::new().write(true).open("/dev/null").context("cannot open /dev/null")?;
@@ -284,8 +304,12 @@ fn hold(mib: u64) -> Result<Value> {
     Ok(json!({"mib": held.len()}))
 }
 
+fn address(text: &str) -> Result<SocketAddr> {
+    text.parse().map_err(|_| anyhow!("`{text}` is no address\n{USAGE}"))
+}
+
 fn try_connect(addr: &str, times: u64) -> Result<Value> {
-    let addr: SocketAddr = addr.parse().map_err(|_| anyhow!("`{addr}` is no address\n{USAGE}"))?;
+    let addr = address(addr)?;
     let established = (0..times).filter(|_| TcpStream::connect(addr).is_ok()).count();
     Ok(json!({"established": established}))
 }

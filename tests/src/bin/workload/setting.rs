@@ -1,6 +1,6 @@
 //! Where a load works.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
 
@@ -17,6 +17,11 @@ pub(crate) fn enter<'a>(mut words: &'a [&'a str]) -> Result<&'a [&'a str]> {
             }
             ["--netns", file, rest @ ..] => {
                 join(file)?;
+                rest
+            }
+            ["--dies-first", rest @ ..] => {
+                let place = "/proc/self/oom_score_adj";
+                fs::write(place, "1000").with_context(|| format!("cannot write {place}"))?;
                 rest
             }
             _ => break,

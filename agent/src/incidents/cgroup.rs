@@ -1,0 +1,362 @@
+//! Memory of a cgroup, from its files: v1 (Documentation/admin-guide/cgroup-v1/memory.rst) and v2
+//! (Documentation/admin-guide/cgroup-v2.rst).
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::kernel_log::Report;
+use super::pressure::{self, Pressure};
+use crate::kernel::cgroups::Hierarchies;
+
+/// Above this a limit is none: v1 writes the largest number of pages, in bytes.
+const UNLIMITED_BYTES: u64 = 1 << 62;
+
+/// The memory controller's hierarchy.
+#[derive(Clone, Debug)]
+pub(super) struct Tree {
+    root: PathBuf,
+    v1: bool,
+}
+
+/// What a cgroup had of memory. What the kernel does not tell is absent.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct CgroupMemory {
+    /// Path of the cgroup.
+    pub cgroup: String,
+    /// `kernel_log`: at the moment of the kill, by the kernel's own report; `cgroup_files`: read when the record
+    /// came, when some of the victim's memory may have been given back already.
+    pub from: &'static str,
+    /// What is charged to it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usage_bytes: Option<u64>,
+    /// Its limit; absent when it has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit_bytes: Option<u64>,
+    /// The most that was ever charged to it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peak_bytes: Option<u64>,
+    /// v1: memory and swap together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_and_swap_limit_bytes: Option<u64>,
+    /// v2: limit of the swap.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub swap_limit_bytes: Option<u64>,
+    /// Anonymous memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub anon_bytes: Option<u64>,
+    /// Page cache, shared memory included.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file_bytes: Option<u64>,
+    /// Shared memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shmem_bytes: Option<u64>,
+    /// Memory of the kernel itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel_bytes: Option<u64>,
+    /// Swapped out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub swap_bytes: Option<u64>,
+    /// memory.events (v2), or failcnt and oom_kill (v1).
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub events: BTreeMap<String, u64>,
+    /// memory.pressure (v2).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pressure: Option<Pressure>,
+}
+
+/// Counters that tell one OOM from another; they only rise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Counts {
+    /// Inode number of the folder: another cgroup of the same path has another.
+    pub(super) id: u64,
+    /// How often the cgroup's own limit was hit for good: `oom` in memory.events.local, failcnt on v1.
+    pub(super) hits: u64,
+    /// Kills in the cgroup.
+    pub(super) oom_kills: u64,
+}
+
+impl Tree {
+    /// The hierarchy that has the memory controller; `None` when there is none.
+    pub(super) fn new(hierarchies: &Hierarchies) -> Option<Self> {
+        let v1 = hierarchies.v1_memory.clone().map(|root| Self { root, v1: true });
+        v1.or_else(|| hierarchies.v2.clone().map(|root| Self { root, v1: false }))
+    }
+
+    /// The folder of a cgroup's path, `/` for the root.
+    pub(super) fn folder(&self, path: &str) -> PathBuf {
+        self.root.join(path.trim_start_matches('/'))
+    }
+
+    /// Whether there is a cgroup of this path.
+    pub(super) fn has(&self, path: &str) -> bool {
+        !path.split('/').any(|part| part == "..") && self.folder(path).is_dir()
+    }
+
+    /// Its id, as the kernel's records have it.
+    pub(super) fn id(&self, path: &str) -> Option<u64> {
+        fs::metadata(self.folder(path)).ok().map(|found| found.ino())
+    }
+
+    /// The path of a process's memory cgroup, by the text of its `/proc/PID/cgroup`.
+    pub(super) fn path_of_process(&self, text: &str) -> Option<String> {
+        text.lines().find_map(|line| {
+            let mut fields = line.splitn(3, ':').skip(1);
+            let (controllers, path) = (fields.next()?, fields.next()?);
+            let ours = if self.v1 {
+                controllers.split(',').any(|name| name == "memory")
+            } else {
+                controllers.is_empty()
+            };
+            ours.then(|| path.to_owned())
+        })
+    }
+
+    pub(super) fn limit_bytes(&self, path: &str) -> Option<u64> {
+        let name = if self.v1 { "memory.limit_in_bytes" } else { "memory.max" };
+        number(&self.folder(path).join(name)).filter(|bytes| *bytes < UNLIMITED_BYTES)
+    }
+
+    pub(super) fn peak_bytes(&self, path: &str) -> Option<u64> {
+        let name = if self.v1 { "memory.max_usage_in_bytes" } else { "memory.peak" };
+        number(&self.folder(path).join(name))
+    }
+
+    pub(super) fn usage_bytes(&self, path: &str) -> Option<u64> {
+        let name = if self.v1 { "memory.usage_in_bytes" } else { "memory.current" };
+        number(&self.folder(path).join(name))
+    }
+
+    /// Whether an OOM kills all of the cgroup (memory.oom.group); `None` where the kernel has no such thing.
+    pub(super) fn kills_group(&self, path: &str) -> Option<bool> {
+        number(&self.folder(path).join("memory.oom.group")).map(|set| set != 0)
+    }
+
+    pub(super) fn counts(&self, path: &str) -> Option<Counts> {
+        let folder = self.folder(path);
+        let id = fs::metadata(&folder).ok()?.ino();
+        if self.v1 {
+            let oom_kills = pairs(&folder.join("memory.oom_control")).get("oom_kill").copied().unwrap_or(0);
+            let hits = |name: &str| number(&folder.join(name)).unwrap_or(0);
+            return Some(Counts {
+                id,
+                hits: hits("memory.failcnt") + hits("memory.memsw.failcnt"),
+                oom_kills,
+            });
+        }
+        let mut events = pairs(&folder.join("memory.events.local"));
+        if events.is_empty() {
+            events = pairs(&folder.join("memory.events"));
+        }
+        let of = |name: &str| events.get(name).copied().unwrap_or(0);
+        Some(Counts { id, hits: of("oom"), oom_kills: of("oom_kill") })
+    }
+
+    /// Everything that its files tell now; `None` when it is gone.
+    pub(super) fn memory(&self, path: &str) -> Option<CgroupMemory> {
+        let folder = self.folder(path);
+        if !self.has(path) {
+            return None;
+        }
+        let stat = pairs(&folder.join("memory.stat"));
+        let mut memory = CgroupMemory {
+            cgroup: path.to_owned(),
+            from: "cgroup_files",
+            usage_bytes: self.usage_bytes(path),
+            limit_bytes: self.limit_bytes(path),
+            peak_bytes: self.peak_bytes(path),
+            ..CgroupMemory::default()
+        };
+        let limit = |name: &str| number(&folder.join(name)).filter(|bytes| *bytes < UNLIMITED_BYTES);
+        if self.v1 {
+            memory.memory_and_swap_limit_bytes = limit("memory.memsw.limit_in_bytes");
+            memory.kernel_bytes = number(&folder.join("memory.kmem.usage_in_bytes"));
+            memory.events = pairs(&folder.join("memory.oom_control"));
+            memory.events.retain(|name, _| name == "oom_kill");
+            let failcnt = number(&folder.join("memory.failcnt"));
+            memory.events.extend(failcnt.map(|count| ("failcnt".to_owned(), count)));
+        } else {
+            memory.swap_limit_bytes = limit("memory.swap.max");
+            memory.events = pairs(&folder.join("memory.events"));
+            memory.pressure = pressure::read(&folder.join("memory.pressure"));
+        }
+        memory.set_stat(|name| stat.get(name).copied());
+        if !self.v1 {
+            memory.swap_bytes = number(&folder.join("memory.swap.current")).or(memory.swap_bytes);
+        }
+        Some(memory)
+    }
+
+    /// All cgroups and their counters, at most `most`, the nearest to the root first; and whether that is all.
+    pub(super) fn walk(&self, most: usize) -> (Vec<(String, Counts)>, bool) {
+        let mut waiting = std::collections::VecDeque::from(["/".to_owned()]);
+        let mut found = Vec::new();
+        while let Some(path) = waiting.pop_front() {
+            if found.len() >= most {
+                return (found, false);
+            }
+            let below = self.children(&path);
+            if let Some(counts) = self.counts(&path) {
+                found.push((path, counts));
+            }
+            if waiting.len() + below.len() > most {
+                return (found, false);
+            }
+            waiting.extend(below);
+        }
+        (found, true)
+    }
+
+    /// Paths of the cgroups right below one.
+    pub(super) fn children(&self, path: &str) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(self.folder(path)) else { return Vec::new() };
+        let folders = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        let base = path.trim_end_matches('/');
+        folders.map(|entry| format!("{base}/{}", entry.file_name().to_string_lossy())).collect()
+    }
+}
+
+impl CgroupMemory {
+    /// Takes over what the kernel said of this cgroup at the moment of the kill.
+    pub(super) fn at_the_kill(&mut self, report: &Report) {
+        let Some(memory) = report.counters.iter().find(|counter| counter.name == "memory") else { return };
+        self.from = "kernel_log";
+        self.usage_bytes = Some(memory.usage_bytes);
+        self.limit_bytes = Some(memory.limit_bytes).filter(|bytes| *bytes < UNLIMITED_BYTES);
+        for counter in &report.counters {
+            let limit = Some(counter.limit_bytes).filter(|bytes| *bytes < UNLIMITED_BYTES);
+            match counter.name.as_str() {
+                "memory+swap" => self.memory_and_swap_limit_bytes = limit,
+                "kmem" => self.kernel_bytes = Some(counter.usage_bytes),
+                "swap" => {
+                    self.swap_limit_bytes = limit;
+                    self.swap_bytes = Some(counter.usage_bytes);
+                }
+                _ => {}
+            }
+        }
+        self.set_stat(|name| report.stat.iter().find(|(known, _)| known == name).map(|(_, value)| *value));
+    }
+
+    /// v1 counts what is below a cgroup under `total_`, and calls anonymous memory `rss`.
+    fn set_stat(&mut self, of: impl Fn(&str) -> Option<u64>) {
+        let put = |place: &mut Option<u64>, names: [&str; 2]| {
+            *place = of(names[0]).or_else(|| of(names[1])).or(*place);
+        };
+        put(&mut self.anon_bytes, ["total_rss", "anon"]);
+        put(&mut self.file_bytes, ["total_cache", "file"]);
+        put(&mut self.shmem_bytes, ["total_shmem", "shmem"]);
+        put(&mut self.swap_bytes, ["total_swap", "swap"]);
+        // Before 5.18 the whole is not told, but its parts are.
+        let parts = ["kernel_stack", "pagetables", "percpu", "slab"].map(&of);
+        let sum = parts.iter().any(Option::is_some).then(|| parts.into_iter().flatten().sum());
+        self.kernel_bytes = of("kernel").or(self.kernel_bytes).or(sum);
+    }
+}
+
+fn number(path: &Path) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// Lines of a name and a number.
+pub(super) fn pairs(path: &Path) -> BTreeMap<String, u64> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let pair = |line: &str| {
+        let (name, value) = line.split_once(' ')?;
+        Some((name.to_owned(), value.trim().parse().ok()?))
+    };
+    text.lines().filter_map(pair).collect()
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// A hierarchy of plain files.
+    pub(crate) fn tree(files: &[(&str, &str)], v1: bool) -> (tempfile::TempDir, Tree) {
+        let folder = tempfile::tempdir().unwrap();
+        for (path, text) in files {
+            let path = folder.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        let tree = Tree { root: folder.path().to_path_buf(), v1 };
+        (folder, tree)
+    }
+
+    #[test]
+    fn a_v2_cgroup_is_read() {
+        let (_folder, tree) = tree(
+            &[
+                ("a/memory.max", "max\n"),
+                ("a/b/memory.max", "1048576\n"),
+                ("a/b/memory.current", "1044480\n"),
+                ("a/b/memory.swap.max", "0\n"),
+                ("a/b/memory.swap.current", "8192\n"),
+                ("a/b/memory.oom.group", "1\n"),
+                ("a/b/memory.events", "low 0\nmax 12\noom 9\noom_kill 9\n"),
+                ("a/b/memory.events.local", "low 0\nmax 12\noom 2\noom_kill 1\n"),
+                ("a/b/memory.stat", "anon 900000\nfile 4096\nkernel_stack 100\npagetables 20\nshmem 7\n"),
+                (
+                    "a/b/memory.pressure",
+                    "some avg10=1.50 avg60=0.00 avg300=0.00 total=7\nfull avg10=1.00 avg60=0.00 avg300=0.00 total=5\n",
+                ),
+            ],
+            false,
+        );
+        let memory = tree.memory("/a/b").unwrap();
+        assert_eq!((memory.limit_bytes, memory.usage_bytes), (Some(1 << 20), Some(1_044_480)));
+        assert_eq!((memory.anon_bytes, memory.shmem_bytes), (Some(900_000), Some(7)));
+        assert_eq!((memory.kernel_bytes, memory.swap_bytes), (Some(120), Some(8192)));
+        assert_eq!(memory.swap_limit_bytes, Some(0));
+        assert_eq!(memory.events["oom_kill"], 9);
+        assert!(memory.pressure.is_some());
+        let counts = tree.counts("/a/b").unwrap();
+        assert_eq!((counts.hits, counts.oom_kills), (2, 1), "its own, not those below it");
+        assert_eq!((tree.limit_bytes("/a"), tree.kills_group("/a/b")), (None, Some(true)));
+        assert!(!tree.has("/a/../.."));
+        let (all, whole) = tree.walk(10);
+        assert_eq!((all.len(), whole), (3, true));
+        assert!(!tree.walk(2).1);
+        assert_eq!(tree.path_of_process("5:memory:/v1\n0::/a/b\n").as_deref(), Some("/a/b"));
+    }
+
+    #[test]
+    fn a_v1_cgroup_is_read_and_the_kernels_report_overrides_it() {
+        let (_folder, tree) = tree(
+            &[
+                ("c/memory.limit_in_bytes", "9223372036854771712\n"),
+                ("c/memory.usage_in_bytes", "4096\n"),
+                ("c/memory.max_usage_in_bytes", "50331648\n"),
+                ("c/memory.failcnt", "3\n"),
+                ("c/memory.memsw.failcnt", "2\n"),
+                ("c/memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 4\n"),
+                ("c/memory.stat", "cache 1\nrss 2\ntotal_rss 0\ntotal_cache 0\ntotal_swap 0\n"),
+            ],
+            true,
+        );
+        let mut memory = tree.memory("/c").unwrap();
+        assert_eq!((memory.limit_bytes, memory.peak_bytes), (None, Some(48 << 20)));
+        let counts = tree.counts("/c").unwrap();
+        assert_eq!((counts.hits, counts.oom_kills), (5, 4));
+        assert_eq!(memory.events.len(), 2, "{:?}", memory.events);
+        assert_eq!(tree.path_of_process("5:cpu,memory:/c\n0::/x\n").as_deref(), Some("/c"));
+        let counter = |name: &str, usage: u64, limit: u64| super::super::kernel_log::Counter {
+            name: name.into(),
+            usage_bytes: usage,
+            limit_bytes: limit,
+            failcnt: 0,
+        };
+        memory.at_the_kill(&Report {
+            counters: vec![counter("memory", 48 << 20, 48 << 20), counter("kmem", 77, u64::MAX)],
+            stat: vec![("total_rss".into(), 40 << 20), ("rss".into(), 0)],
+            ..Report::default()
+        });
+        assert_eq!(memory.from, "kernel_log");
+        assert_eq!((memory.usage_bytes, memory.limit_bytes), (Some(48 << 20), Some(48 << 20)));
+        assert_eq!((memory.anon_bytes, memory.kernel_bytes), (Some(40 << 20), Some(77)));
+    }
+}

@@ -1,0 +1,139 @@
+//! Each way in which a program can put bytes into a regular file, one at a time, with known numbers.
+//!
+//! Whatever a way needs beside is made without a write to a regular file: the source of what is copied comes
+//! from the caller, and goes through a pipe where one is needed.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::ptr;
+
+use anyhow::{Context, Result, bail, ensure};
+use io_uring::{IoUring, opcode, types};
+use serde_json::{Value, json};
+
+use super::files::{Way, pwrite, vector, whole};
+
+/// Bytes of one operation, and of the source.
+const PIECE: usize = 4096;
+/// Operations.
+const TIMES: u64 = 5;
+
+/// Writes [`TIMES`] pieces to `target` in this way; what is copied comes from `source`.
+pub(crate) fn one(way: &str, source: &str, target: &str) -> Result<Value> {
+    let from = File::open(source).with_context(|| format!("cannot open {source}"))?;
+    let to = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(target);
+    let to = to.with_context(|| format!("cannot create {target}"))?;
+    for round in 0..TIMES {
+        if let Err(error) = piece(way, &from, &to, round * PIECE as u64) {
+            let cause = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+            // A kernel may have been built without it, or have it switched off.
+            if matches!(cause, Some(libc::ENOSYS | libc::EPERM)) {
+                return Ok(json!({"unavailable": format!("{error:#}")}));
+            }
+            return Err(error.context(way.to_owned()));
+        }
+    }
+    ensure!(to.metadata()?.len() == TIMES * PIECE as u64, "{target} has {} bytes", to.metadata()?.len());
+    Ok(json!({"operations": TIMES, "bytes": TIMES * PIECE as u64}))
+}
+
+fn piece(way: &str, from: &File, to: &File, offset: u64) -> Result<u64> {
+    let bytes = [b'x'; PIECE];
+    let fd = to.as_raw_fd();
+    let parts = [3, 0, PIECE - 3].map(|length| io::IoSlice::new(&bytes[..length]));
+    let at = i64::try_from(offset)?;
+    let done = match way {
+        "write" => Ok((&*to).write(&bytes)?),
+        "pwrite64" => count(pwrite(fd, &bytes, at)),
+        "writev" => count(vector(fd, &parts, Way::Writev, at)),
+        "pwritev" => count(vector(fd, &parts, Way::Pwritev, at)),
+        "pwritev2" => count(vector(fd, &parts, Way::Pwritev2, at)),
+        "sendfile" => sendfile(from, to),
+        "splice" => splice(from, to),
+        "copy_file_range" => copy_file_range(from, to, at),
+        "io_uring" => return ring(fd, &bytes, offset),
+        "mmap" => return map(to, offset).map(|()| PIECE as u64),
+        _ => bail!("no way `{way}` to write"),
+    }?;
+    whole(isize::try_from(done)?, PIECE as u64, "the call")
+}
+
+fn count(returned: isize) -> io::Result<usize> {
+    usize::try_from(returned).map_err(|_| io::Error::last_os_error())
+}
+
+fn sendfile(from: &File, to: &File) -> io::Result<usize> {
+    let mut start = 0;
+    // SAFETY: both descriptors are open; `start` outlives the call.
+    count(unsafe { libc::sendfile(to.as_raw_fd(), from.as_raw_fd(), &raw mut start, PIECE) })
+}
+
+/// From a file to a pipe, and from there to the other file: only the second half writes.
+fn splice(from: &File, to: &File) -> io::Result<usize> {
+    let (out, into) = io::pipe()?;
+    let mut start = 0;
+    // SAFETY: the descriptors are open, `start` outlives the call, and a pipe takes no offset.
+    let taken = count(unsafe {
+        libc::splice(from.as_raw_fd(), &raw mut start, into.as_raw_fd(), ptr::null_mut(), PIECE, 0)
+    })?;
+    // SAFETY: as above; without an offset the file's own position is used.
+    count(unsafe {
+        libc::splice(out.as_raw_fd(), ptr::null_mut(), to.as_raw_fd(), ptr::null_mut(), taken, 0)
+    })
+}
+
+fn copy_file_range(from: &File, to: &File, at: i64) -> io::Result<usize> {
+    let (mut start, mut end) = (0, at);
+    // SAFETY: both descriptors are open; the offsets outlive the call.
+    count(unsafe {
+        libc::copy_file_range(from.as_raw_fd(), &raw mut start, to.as_raw_fd(), &raw mut end, PIECE, 0)
+    })
+}
+
+fn ring(fd: RawFd, bytes: &[u8], offset: u64) -> Result<u64> {
+    let mut ring = IoUring::new(2).context("io_uring_setup")?;
+    let length = u32::try_from(bytes.len())?;
+    let entry = opcode::Write::new(types::Fd(fd), bytes.as_ptr(), length).offset(offset).build();
+    // SAFETY: the buffer and the descriptor outlive the operation, which has ended when the call returns.
+    unsafe { ring.submission().push(&entry) }.context("the queue of an empty ring is full")?;
+    ring.submit_and_wait(1).context("io_uring_enter")?;
+    let done = ring.completion().next().context("no completion")?.result();
+    if done < 0 {
+        return Err(io::Error::from_raw_os_error(-done)).context("IORING_OP_WRITE");
+    }
+    whole(done as isize, bytes.len() as u64, "IORING_OP_WRITE")
+}
+
+fn map(to: &File, offset: u64) -> Result<()> {
+    to.set_len(offset + PIECE as u64)?;
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a new mapping of an open file at a place that the kernel chooses.
+    let at = unsafe {
+        libc::mmap(
+            ptr::null_mut(),
+            PIECE,
+            protection,
+            libc::MAP_SHARED,
+            to.as_raw_fd(),
+            i64::try_from(offset)?,
+        )
+    };
+    if at == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error()).context("mmap");
+    }
+    // SAFETY: the mapping is PIECE bytes long, is ours alone, and is not used after it is unmapped.
+    let failed = unsafe {
+        ptr::write_bytes(at.cast::<u8>(), b'x', PIECE);
+        let failed = libc::msync(at, PIECE, libc::MS_SYNC) != 0;
+        libc::munmap(at, PIECE);
+        failed
+    };
+    if failed {
+        return Err(io::Error::last_os_error()).context("msync");
+    }
+    let mut back = [0; 1];
+    std::os::unix::fs::FileExt::read_exact_at(to, &mut back, offset)?;
+    ensure!(back == *b"x", "the mapping did not reach the file");
+    Ok(())
+}

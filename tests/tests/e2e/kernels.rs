@@ -1,0 +1,128 @@
+//! The subjects of the table in `docs/kernels.md`: each with every variant of hooks that this kernel offers.
+//!
+//! What a kernel refuses is reported with its reason and is no failure of the test; `cargo xtask test vm`
+//! compares it with what the page says. What attaches has to work.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use galen_tests::agent::Agent;
+use galen_tests::cgroup::Cgroup;
+use galen_tests::load::Load;
+use galen_tests::matrix::each_variant;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::{file_write, flood, hooks, lifecycle, oom_kill};
+
+fn agent(variant: &str) -> Result<Agent> {
+    Agent::start(&format!("kernel: {{ variant: {variant} }}\n"))
+}
+
+#[test]
+fn connects() -> Result<()> {
+    each_variant("connects", "tcp_connect", |variant, _| hooks::connects_by(variant).map(|()| Value::Null))
+}
+
+#[test]
+fn writes() -> Result<()> {
+    each_variant("writes", "file_write", |variant, _| {
+        file_write::counts_are_exact(&agent(variant)?).map(|()| Value::Null)
+    })
+}
+
+#[test]
+fn oom_kills() -> Result<()> {
+    each_variant("OOM kills", "oom_kill", |variant, taken| {
+        oom_kill::killed(&agent(variant)?, taken).map(|()| Value::Null)
+    })
+}
+
+/// Every scrape holds the identity of each probe; here, that it holds with nothing in flight, and that what
+/// was seen is what the cgroups' statistics hold.
+#[test]
+fn accounts() -> Result<()> {
+    each_variant("accounts", "file_write", |variant, _| {
+        let yaml =
+            format!("kernel: {{ variant: {variant}, ring_bytes: 64KiB, file_write: {{ emit: all }} }}\n");
+        let agent = Agent::start(&yaml)?;
+        let (cgroup, folder) = (Cgroup::new("accounts")?, TempDir::with_prefix("galen-test-")?);
+        let writes = 20_000;
+        let folder = folder.path().to_str().context("UTF-8")?;
+        Load::run(&cgroup, &["pwrite-file", &writes.to_string(), folder])?;
+        agent.metric_becomes("galen_file_writes_total", &[("cgroup", &cgroup.path())], writes)?;
+        flood::settles(&agent)?;
+        Ok(Value::Null)
+    })
+}
+
+#[test]
+fn ends() -> Result<()> {
+    each_variant("SIGTERM", "file_write", |variant, _| lifecycle::last_words(variant).map(|()| Value::Null))
+}
+
+/// Ways to put bytes into a file, with whether system call hooks see them.
+const WAYS: [(&str, bool); 10] = [
+    ("write", true),
+    ("pwrite64", true),
+    ("writev", true),
+    ("pwritev", true),
+    ("pwritev2", true),
+    ("sendfile", false),
+    ("splice", false),
+    ("copy_file_range", false),
+    ("io_uring", false),
+    ("mmap", false),
+];
+
+/// Whether a variant sees a way. Hooks in the filesystem layer see all but what passes it by: a mapping is
+/// written by the processor, and there is no call to see.
+fn is_seen(variant: &str, way: &str, by_system_call: bool) -> bool {
+    if matches!(variant, "fentry" | "kprobe") { way != "mmap" } else { by_system_call }
+}
+
+#[test]
+fn coverage() -> Result<()> {
+    let folder = TempDir::with_prefix("galen-test-")?;
+    let source = folder.path().join("source");
+    fs::write(&source, [b's'; 4096])?;
+    let source = source.to_str().context("UTF-8")?;
+    each_variant("coverage", "file_write", |variant, taken| {
+        let agent = agent(variant)?;
+        let mut seen = serde_json::Map::new();
+        for (way, by_system_call) in WAYS {
+            let found = look(&agent, way, source, &folder)?;
+            let expected = if is_seen(taken, way, by_system_call) { "yes" } else { "no" };
+            let expected = if found == "not available" { "not available" } else { expected };
+            ensure!(found == expected, "{way} by {taken}: {found}, and not {expected}");
+            seen.insert(way.to_owned(), json!(found));
+        }
+        Ok(Value::Object(seen))
+    })
+}
+
+/// What the agent counted of five operations in this way: all with their bytes, nothing, or what is neither.
+fn look(agent: &Agent, way: &str, source: &str, folder: &TempDir) -> Result<String> {
+    let cgroup = Cgroup::new(way)?;
+    let target = folder.path().join(way);
+    let done = Load::run(&cgroup, &["write-way", way, source, target.to_str().context("UTF-8")?])?;
+    if done.number("operations") == 0 {
+        return Ok("not available".to_owned());
+    }
+    // Seen last: what comes before it is counted by then, or never will be.
+    let mark = Cgroup::new("mark")?;
+    let file = folder.path().join("mark");
+    Load::run(&mark, &["write-one", file.to_str().context("UTF-8")?, "1"])?;
+    agent.metric_becomes("galen_file_writes_total", &[("cgroup", &mark.path())], 1)?;
+    let metrics = agent.metrics()?;
+    let of = |name: &str| metrics.sum(name, &[("cgroup", &cgroup.path())]);
+    let (writes, bytes) = (of("galen_file_writes_total"), of("galen_file_write_bytes_total"));
+    #[allow(clippy::cast_precision_loss, reason = "some thousand")]
+    let (operations, expected) = (done.number("operations") as f64, done.number("bytes") as f64);
+    Ok(match (writes, bytes) {
+        (0.0, 0.0) => "no".to_owned(),
+        // One operation may be several calls of what is hooked; its bytes are the same.
+        (writes, bytes) if writes >= operations && bytes == expected => "yes".to_owned(),
+        (writes, bytes) => format!("{writes} writes and {bytes} bytes of {operations} and {expected}"),
+    })
+}
