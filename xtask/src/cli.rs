@@ -55,6 +55,9 @@ pub(crate) enum Command {
         /// In suite vm, run this with `sh` in place of the tests, to look at a kernel by hand
         #[arg(long, value_name = "LINE")]
         command: Option<String>,
+        /// In suite vm, add these to the kernel's own arguments, such as lockdown=confidentiality
+        #[arg(long, value_name = "ARGS")]
+        boot_with: Option<String>,
         /// Arguments of the test programs in suites unit, e2e and vm, such as a part of a test's name
         #[arg(last = true, value_name = "ARGS")]
         arguments: Vec<OsString>,

@@ -43,8 +43,8 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         }
         Command::Run { arguments } => run::run(&arguments)?,
         Command::Test { list: true, .. } => test::list(),
-        Command::Test { names, short, kernels, long, write_docs, command, arguments, .. } => {
-            let options = test::Options { short, kernels, long, write_docs, command, arguments };
+        Command::Test { names, short, kernels, long, write_docs, command, boot_with, arguments, .. } => {
+            let options = test::Options { short, kernels, long, write_docs, command, boot_with, arguments };
             return test::run(&names, options);
         }
         Command::Bench { area, quick } => bench::run(area.as_deref(), quick)?,

@@ -169,7 +169,7 @@ fn facts(config: &Config, hierarchies: &Hierarchies) -> Vec<Fact> {
         |name, good: bool, detail: String| Fact { name, state: if good { "ok" } else { "missing" }, detail };
     let btf = config.host.sys.join("kernel/btf/vmlinux");
     let found = tracefs::find(config.host.tracefs.as_deref());
-    let lockdown = host::lockdown(&config.host.sys).unwrap_or_else(|| "none".to_owned());
+    let lockdown = host::lockdown(&config.host.sys, &config.host.proc).unwrap_or_else(|| "none".to_owned());
     let mut facts = vec![
         fact(
             "privileges",

@@ -23,7 +23,12 @@ pub struct Offers {
     pub mark_victim_has_task: bool,
     /// Whether the OOM probe has to do without the classic tracepoint, and so without the victim's memory.
     pub oom_emit_alone: bool,
+    /// Whether the kernel is locked down so far that no program may read its memory.
+    pub locked_down: bool,
 }
+
+/// What that means, and the way out (kernel_lockdown(7)).
+pub(super) const LOCKED_DOWN: &str = "the kernel is locked down for confidentiality, which forbids programs to read its memory: boot with lockdown=integrity or without";
 
 impl Offers {
     /// Looks at the host. What is missing is said in the fields, never an error.
@@ -42,8 +47,9 @@ impl Offers {
             }
             Err(reason) => Err(reason),
         };
+        let locked_down = is_locked_down(&host.sys, &host.proc);
         let oom_emit_alone = layout::first_missing(&settings, layout::OOM_FIELDS).is_some();
-        Self { btf, types, settings, tracefs, mark_victim_has_task, oom_emit_alone }
+        Self { btf, types, settings, tracefs, mark_victim_has_task, oom_emit_alone, locked_down }
     }
 
     /// The bytes of the kernel's types, when `variant` needs aya's own view of them: only typed hooks do, and
@@ -92,12 +98,21 @@ pub fn may_load() -> bool {
     capabilities::effective().may_load()
 }
 
-/// The kernel's lockdown mode: `none`, `integrity`, `confidentiality`; `None` when it has none.
+/// The kernel's lockdown mode: `none`, `integrity`, `confidentiality`; `None` when it says nothing of it.
+///
+/// Where securityfs is not mounted, as in many containers, what the kernel was booted with has to do.
 #[must_use]
-pub fn lockdown(sys: &Path) -> Option<String> {
-    let text = std::fs::read_to_string(sys.join("kernel/security/lockdown")).ok()?;
-    let (_, rest) = text.split_once('[')?;
-    Some(rest.split(']').next()?.to_owned())
+pub fn lockdown(sys: &Path, proc: &Path) -> Option<String> {
+    if let Ok(text) = std::fs::read_to_string(sys.join("kernel/security/lockdown")) {
+        let (_, rest) = text.split_once('[')?;
+        return Some(rest.split(']').next()?.to_owned());
+    }
+    let booted_with = std::fs::read_to_string(proc.join("cmdline")).ok()?;
+    booted_with.split_whitespace().rev().find_map(|word| word.strip_prefix("lockdown=")).map(str::to_owned)
+}
+
+fn is_locked_down(sys: &Path, proc: &Path) -> bool {
+    lockdown(sys, proc).as_deref() == Some("confidentiality")
 }
 
 /// What to do when the kernel refuses to load anything.
@@ -105,9 +120,27 @@ pub fn lockdown(sys: &Path) -> Option<String> {
 pub fn privilege_hint() -> &'static str {
     if !may_load() {
         "run it as root, or with CAP_BPF and CAP_PERFMON"
-    } else if matches!(lockdown(Path::new("/sys")).as_deref(), Some("confidentiality")) {
-        "the kernel is locked down for confidentiality, which forbids reading kernel memory: boot with lockdown=integrity or without"
+    } else if is_locked_down(Path::new("/sys"), Path::new("/proc")) {
+        LOCKED_DOWN
     } else {
         "`galen doctor` shows what this host offers"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lockdown_is_known_with_securityfs_and_without() {
+        let host = tempfile::tempdir().unwrap();
+        let (sys, proc) = (host.path().join("sys"), host.path().join("proc"));
+        std::fs::create_dir_all(sys.join("kernel/security")).unwrap();
+        std::fs::create_dir_all(&proc).unwrap();
+        assert_eq!(lockdown(&sys, &proc), None);
+        std::fs::write(proc.join("cmdline"), "quiet lockdown=integrity lockdown=confidentiality\n").unwrap();
+        assert!(is_locked_down(&sys, &proc), "the last one counts");
+        std::fs::write(sys.join("kernel/security/lockdown"), "none [integrity] confidentiality\n").unwrap();
+        assert_eq!(lockdown(&sys, &proc).as_deref(), Some("integrity"), "the kernel's own word first");
     }
 }

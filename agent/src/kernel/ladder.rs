@@ -12,7 +12,7 @@ use galen_common::map_names;
 use galen_common::oom_kill::oom_pairing;
 
 use super::counters::Counters;
-use super::host::Offers;
+use super::host::{LOCKED_DOWN, Offers};
 use super::layout::{
     CONNECT_FIELDS, CONNECT_NEEDS, INODE_HEAD_MAX, OOM_FIELDS, OOM_NEEDS, SYSCALL_VALUE_OFFSET, WRITE_CALLS,
     WRITE_FIELDS, WRITE_NEEDS, first_missing, value_of,
@@ -137,6 +137,10 @@ pub(super) fn attach_all(host: &mut Attaching<'_>, kernel: &config::Kernel) -> V
                     }
                     Err(reason) => info.refused.push(format!("{}: {reason}", name(rung.variant))),
                 }
+            }
+            if info.variant == "none" && host.offers.locked_down {
+                // Each rung fails at another of the kernel's refusals, and none of them says why.
+                info.refused = vec![LOCKED_DOWN.to_owned()];
             }
             info
         })

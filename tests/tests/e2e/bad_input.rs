@@ -54,6 +54,22 @@ fn without_root_it_says_so_and_answers() -> Result<()> {
     agent.stop()
 }
 
+/// Only a kernel that is: `cargo xtask test vm --boot-with lockdown=confidentiality -- locked_down`.
+#[test]
+fn on_a_locked_down_kernel_it_says_so_and_answers() -> Result<()> {
+    if !fs::read_to_string("/proc/cmdline")?.contains("lockdown=confidentiality") {
+        eprintln!("this kernel is not locked down");
+        return Ok(());
+    }
+    let mut agent = Start::with("").start()?;
+    says(&agent, &["tcp_connect", "locked down for confidentiality", "boot with lockdown=integrity"])?;
+    ensure!(agent.get("/healthz")?.status == 200);
+    let status: Value = serde_json::from_str(&agent.get("/api/v1/status")?.body)?;
+    let node = &status["health"][0];
+    ensure!(node["subject"] == "node" && node["state"] != "healthy", "{node}");
+    agent.stop()
+}
+
 #[test]
 fn without_btf_the_other_hooks_are_used_and_it_is_said() -> Result<()> {
     let empty = TempDir::with_prefix("galen-test-")?;

@@ -40,6 +40,8 @@ pub(crate) struct Options {
     pub(crate) write_docs: bool,
     /// What machines of suite `vm` run in place of the tests.
     pub(crate) command: Option<String>,
+    /// Further arguments of the kernels in the virtual machines.
+    pub(crate) boot_with: Option<String>,
     /// Handed to the test programs.
     pub(crate) arguments: Vec<OsString>,
 }

@@ -30,6 +30,8 @@ pub(super) fn ensure() -> Result<()> {
 pub(super) struct Machine<'a> {
     /// Its kernel.
     pub(super) vmlinuz: &'a Path,
+    /// What it is told beside what every machine is told.
+    pub(super) boot_with: &'a str,
     /// Its first filesystem.
     pub(super) initramfs: &'a Path,
     /// Where its two serial lines are kept.
@@ -100,7 +102,8 @@ impl Machine<'_> {
         command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-nic", "none"]);
         command.arg("-kernel").arg(self.vmlinuz).arg("-initrd").arg(self.initramfs);
         // A panic is an end, not a wait for somebody at the keyboard.
-        command.args(["-append", "console=ttyS0 loglevel=5 panic=-1 random.trust_cpu=on"]);
+        let told = "console=ttyS0 loglevel=5 panic=-1 random.trust_cpu=on";
+        command.args(["-append", &format!("{told} {}", self.boot_with)]);
         for serial in [console, report] {
             command.arg("-serial").arg(format!("file:{}", serial.display()));
         }

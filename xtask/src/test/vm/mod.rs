@@ -100,7 +100,7 @@ fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Whether the tests of the table are what is run: the short form.
 fn is_matrix(options: &Options) -> bool {
-    options.arguments.is_empty() && options.command.is_none() && !options.long
+    options.arguments.is_empty() && options.command.is_none() && options.boot_with.is_none() && !options.long
 }
 
 /// Runs a machine; gives what was found on its kernel, and how its tests ended.
@@ -117,6 +117,7 @@ fn boot(
     let deadline = if is_matrix(options) { SHORT } else { LONG };
     let machine = Machine {
         vmlinuz: &image.vmlinuz,
+        boot_with: options.boot_with.as_deref().unwrap_or_default(),
         initramfs: &initramfs,
         folder: &folder,
         deadline,
