@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anstyle::Style;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::{Map, Value, json};
 
-use super::UNUSABLE;
 use super::incident_text::{self, list_of, number, text};
 use super::text::{Format, Table, age};
+use super::{UNUSABLE, print};
 use crate::config::{self, Config, Overrides};
 use crate::event::WallTime;
 use crate::incidents::store::{self, ReadError, Stored};
@@ -162,16 +162,6 @@ fn list(folder: &Path, output: Format) -> Result<ExitCode> {
         Format::Text => table(&found, WallTime::now(), stdout_takes_color()),
     })?;
     Ok(ExitCode::SUCCESS)
-}
-
-pub(super) fn print(text: &str) -> Result<()> {
-    use std::io::Write as _;
-    match std::io::stdout().lock().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(error).context("cannot write to standard output")
-        }
-        _ => Ok(()),
-    }
 }
 
 fn summary(incident: &Stored) -> Map<String, Value> {

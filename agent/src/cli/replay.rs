@@ -12,9 +12,9 @@ use anstyle::Style;
 use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
 
-use super::UNUSABLE;
-use super::incidents::{find, load_config, print};
+use super::incidents::{find, load_config};
 use super::text::{Format, Table};
+use super::{UNUSABLE, print};
 use crate::config::Mode;
 use crate::event::{Phase, Signal, WallTime};
 use crate::healing::decide::{self, Decision, Input, Outcome, State};

@@ -173,9 +173,8 @@ struct WriteSlots {
     are_shared: bool,
 }
 
-/// One for each thread id there can be, up to the limit. `pid_max` (proc_sys_kernel(5)) may be raised while
-/// the agent runs, so only a limit of the kernel's own makes them unshared for ever; one that is lower now
-/// is taken as it is, and docs/kernel.md says so.
+/// One for each thread id there can be, up to the limit. `pid_max` (proc_sys_kernel(5)) is taken as it is now:
+/// who raises it while the agent runs has to restart it, which docs/kernel.md says.
 fn write_slots(kernel: &config::Kernel, proc: &Path) -> WriteSlots {
     let ids: u32 = std::fs::read_to_string(proc.join("sys/kernel/pid_max"))
         .ok()
