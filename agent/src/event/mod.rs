@@ -495,7 +495,6 @@ pub struct Lost {
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes by reference")]
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes by reference")]
 fn reason_name<S: serde::Serializer>(reason: &Reason, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(reason.name())
 }

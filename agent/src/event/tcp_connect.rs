@@ -60,6 +60,7 @@ pub enum FastOpen {
     DataAcked,
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes by reference")]
 fn outcome_name<S: serde::Serializer>(outcome: &Outcome, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(outcome.name())
 }
