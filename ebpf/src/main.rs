@@ -12,6 +12,7 @@
 #![feature(asm_experimental_arch)]
 
 mod cgroup;
+mod destinations;
 mod emit;
 mod file_write;
 mod handshake;

@@ -20,9 +20,9 @@ pub use galen_common::accounting::Probe;
 pub use galen_common::file_write::Reason;
 pub use galen_common::tcp_connect::{Outcome, Phase as ConnectPhase};
 
-pub use crate::kernel::{Histogram, ProbeInfo, ProgramTotals};
+pub use crate::kernel::{DestinationCounters, Histogram, ProbeInfo, ProgramTotals};
 pub use signal::FaultSignal;
-pub use tcp_connect::{FastOpen, TcpConnect};
+pub use tcp_connect::{Destination, DestinationTotals, DestinationsTotals, FastOpen, TcpConnect};
 pub use time::WallTime;
 pub use totals::{CgroupTotals, IdentityTotals, ProbeFates, Totals};
 pub use window::{SubjectWindow, Tick};

@@ -15,6 +15,7 @@ use galen_common::record::CgroupKey;
 use galen_common::tcp_connect::ConnectStats;
 
 use super::KernelError;
+use super::destinations::{Destinations, Places};
 use super::report::{Histogram, ProgramTotals};
 use super::wire::{FateCounts, Wire};
 
@@ -28,6 +29,8 @@ pub struct Counters {
     errors: aya::maps::HashMap<MapData, Wire<WriteErrorKey>, u64>,
     oom_kills_lost: aya::maps::HashMap<MapData, u64, u64>,
     programs: Vec<(String, ProgramFd)>,
+    /// Connects by destination, read apart: not each reading wants them.
+    pub destinations: Destinations,
     /// Connects, writes and lost OOM kills of cgroups whose counters were given up.
     forgotten: [u64; 3],
 }
@@ -82,7 +85,7 @@ impl KernelFates {
 }
 
 impl Counters {
-    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, KernelError> {
+    pub(super) fn take(ebpf: &mut Ebpf, places: Places) -> Result<Self, KernelError> {
         Ok(Self {
             fates: take(ebpf, map_names::FATES)?,
             connects: take(ebpf, map_names::CONNECT_STATS)?,
@@ -90,6 +93,7 @@ impl Counters {
             errors: take(ebpf, map_names::WRITE_ERRORS)?,
             oom_kills_lost: take(ebpf, map_names::OOM_KILLS_LOST)?,
             programs: Vec::new(),
+            destinations: Destinations::take(ebpf, places)?,
             forgotten: [0; 3],
         })
     }
@@ -251,11 +255,14 @@ fn add_histogram(sum: &mut Histogram, counts: &[u64; BUCKETS], sum_ns: u64) {
     }
 }
 
-fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, KernelError> {
+pub(super) fn take<T: TryFrom<Map, Error = MapError>>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<T, KernelError> {
     let map = ebpf.take_map(name).ok_or(KernelError::MissingMap(name))?;
     T::try_from(map).map_err(map_failed(name))
 }
 
-fn map_failed(name: &'static str) -> impl Fn(MapError) -> KernelError {
+pub(super) fn map_failed(name: &'static str) -> impl Fn(MapError) -> KernelError {
     move |error| KernelError::Map { name, error: error.to_string() }
 }

@@ -12,6 +12,7 @@ use galen_common::map_names;
 use super::cgroup_changes::CgroupChanges;
 use super::cgroups::Hierarchies;
 use super::counters::Counters;
+use super::destinations::Places;
 use super::diagnostics::{DIAGNOSTICS_BYTES, DIAGNOSTICS_MAP, Diagnostics};
 use super::ladder;
 use super::layout::{self, Settings};
@@ -98,10 +99,14 @@ impl Core {
             loader.override_global(name, value, false);
         }
         let stats_entries = kernel.cgroups_max.saturating_add(1).saturating_mul(shards);
+        let destinations = Places::new(kernel, shards);
         let oom_ring_bytes = kernel.oom_ring_bytes.0.next_power_of_two().clamp(4096, 1 << 30);
         loader
             .map_max_entries(map_names::CONNECT_STATS, stats_entries)
             .map_max_entries(map_names::WRITE_STATS, stats_entries)
+            .map_max_entries(map_names::DESTINATIONS, destinations.keys())
+            .map_max_entries(map_names::DESTINATION_STATS, destinations.stats())
+            .map_max_entries(map_names::DESTINATION_PLACES, destinations.queue())
             .map_max_entries(map_names::OOM_KILLS_LOST, kernel.cgroups_max.saturating_add(1))
             .map_max_entries(map_names::WRITE_SLOTS, slots.count)
             .map_max_entries(map_names::TOUCHED_FILES, kernel.file_write.touched_files_max.max(1))
@@ -128,7 +133,7 @@ impl Core {
         let oom = ebpf.take_map(map_names::OOM_RING).ok_or(KernelError::MissingMap(map_names::OOM_RING))?;
         let oom_ring = OomRing::create(oom)?;
         let diagnostics = Diagnostics::take(&mut ebpf);
-        let mut counters = Counters::take(&mut ebpf)?;
+        let mut counters = Counters::take(&mut ebpf, destinations)?;
         counters.prepare(u64::from(shards))?;
         // Each ring that is put into its map waits for a grace period of the kernel, some 15 ms, and the
         // verifier takes about as long for the first program; attaching waits for both, since an event
@@ -210,6 +215,7 @@ fn own_settings(
         ("WAKE_BYTES", u64::from(ring_bytes / 4)),
         ("CONNECT_EMIT", rule(kernel.tcp_connect.emit)),
         ("CONNECT_SLOW_NS", nanos(kernel.tcp_connect.slow)),
+        ("CONNECT_DESTINATIONS", u64::from(kernel.tcp_connect.destinations_max)),
         ("WRITE_EMIT", rule(kernel.file_write.emit)),
         ("WRITE_SLOW_NS", nanos(kernel.file_write.slow)),
         ("WRITE_FIRST_TOUCH", u64::from(kernel.file_write.first_touch)),

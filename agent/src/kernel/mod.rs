@@ -10,6 +10,7 @@ pub mod btf;
 mod cgroup_changes;
 pub mod cgroups;
 mod counters;
+mod destinations;
 mod diagnostics;
 pub mod host;
 mod ladder;
@@ -23,6 +24,7 @@ mod wire;
 
 pub use cgroup_changes::{CgroupChange, CgroupChanges};
 pub use counters::{CgroupCounters, Counters, KernelFates, Reading};
+pub use destinations::{DestinationCounters, DestinationReading, Destinations};
 pub use diagnostics::Diagnostics;
 pub use ladder::Rung;
 pub use load::{Core, KernelError, Programs};

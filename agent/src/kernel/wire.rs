@@ -4,7 +4,7 @@ use galen_common::accounting::FATES;
 use galen_common::cgroup::change_counts;
 use galen_common::file_write::{WriteErrorKey, WriteStats};
 use galen_common::record::CgroupKey;
-use galen_common::tcp_connect::ConnectStats;
+use galen_common::tcp_connect::{ConnectStats, DestinationKey, DestinationStats};
 
 /// A struct of `galen_common` that aya may copy to and from the kernel byte by byte.
 #[derive(Clone, Copy)]
@@ -25,4 +25,13 @@ macro_rules! plain_bytes {
     )+};
 }
 
-plain_bytes!(CgroupKey, ConnectStats, WriteStats, WriteErrorKey, FateCounts, ChangeCounts);
+plain_bytes!(
+    CgroupKey,
+    ConnectStats,
+    DestinationKey,
+    DestinationStats,
+    WriteStats,
+    WriteErrorKey,
+    FateCounts,
+    ChangeCounts
+);

@@ -7,10 +7,13 @@ use std::time::Duration;
 
 use galen_common::histogram::{BUCKETS, bucket_range};
 
+use super::clock::monotonic;
+use super::destinations::Ledger;
 use super::fates::Fates;
+use crate::config;
 use crate::event::{
-    CgroupTotals, Errno, Identity, IdentityTotals, OomScope, Probe, ProbeFates, SubjectWindow, Tick, Totals,
-    WallTime,
+    CgroupTotals, DestinationsTotals, Errno, Identity, IdentityTotals, OomScope, Probe, ProbeFates,
+    SubjectWindow, Tick, Totals, WallTime,
 };
 use crate::identity::cri::CriCounts;
 use crate::identity::{Cgroups, Processes};
@@ -69,6 +72,7 @@ struct Inner {
     readings: u32,
     /// The most kills without a name that any reading found: a reading in the middle of one finds fewer.
     nameless_kills: u64,
+    ledger: Ledger,
 }
 
 /// Where a cgroup's counters stood at the last window.
@@ -90,7 +94,7 @@ impl Book {
         counters: Option<(Counters, u64)>,
         report: Report,
         (cgroups, processes): (Cgroups, Processes),
-        slow_write: Duration,
+        kernel: &config::Kernel,
         now_mono: Duration,
     ) -> Self {
         let (counters, shards) = counters.map_or((None, 0), |(counters, shards)| (Some(counters), shards));
@@ -101,7 +105,7 @@ impl Book {
             changes: Changes::default(),
             fates: Fates::default(),
             report,
-            slow_write_ns: u64::try_from(slow_write.as_nanos()).unwrap_or(u64::MAX),
+            slow_write_ns: u64::try_from(kernel.file_write.slow.0.as_nanos()).unwrap_or(u64::MAX),
             oom_kills: Mutex::default(),
             inner: Mutex::new(Inner {
                 counters,
@@ -111,6 +115,7 @@ impl Book {
                 dropped: 0,
                 readings: 0,
                 nameless_kills: 0,
+                ledger: Ledger::new(kernel.tcp_connect.destinations_idle.0, now_mono),
             }),
         }
     }
@@ -130,12 +135,14 @@ impl Book {
     /// When the kernel refuses to hand out the counters.
     pub fn totals(&self) -> Result<Totals, KernelError> {
         let mut inner = lock(&self.inner);
-        let Some(counters) = &inner.counters else {
+        let Inner { counters, ledger, .. } = &mut *inner;
+        let Some(counters) = counters else {
             let identity = self.identity_totals();
             return Ok(Totals { probes: self.report.to_vec(), identity, ..Totals::default() });
         };
         let mut reading = counters.read()?;
         let programs = counters.programs();
+        let destinations = read_destinations(counters, ledger, monotonic())?;
         let fates = self.balances(&reading);
         // After the fates: a kill is counted here before it counts as delivered, so none seems nameless.
         let oom_kills = lock(&self.oom_kills).clone();
@@ -158,7 +165,7 @@ impl Book {
         }
         drop(inner);
         let identity = self.identity_totals();
-        Ok(Totals { cgroups, fates, programs, probes: self.report.to_vec(), identity })
+        Ok(Totals { cgroups, destinations, fates, programs, probes: self.report.to_vec(), identity })
     }
 
     /// What moved since the last window.
@@ -187,6 +194,7 @@ impl Book {
         inner.readings = inner.readings.wrapping_add(1);
         if inner.readings.is_multiple_of(SWEEP_EVERY_READINGS) {
             self.sweep(&mut inner);
+            sweep_destinations(&mut inner, now_mono);
         }
         Ok((Tick { time_mono: now_mono, time, length, subjects, dropped: newly_dropped }, fates))
     }
@@ -247,6 +255,32 @@ impl Book {
 
     fn identity(&self, id: u64) -> Arc<Identity> {
         if id == 0 { Arc::default() } else { lock(&self.cgroups).identity(id) }
+    }
+}
+
+/// What the destinations stand at.
+fn read_destinations(
+    counters: &Counters,
+    ledger: &mut Ledger,
+    now_mono: Duration,
+) -> Result<DestinationsTotals, KernelError> {
+    if !counters.destinations.are_counted() {
+        return Ok(DestinationsTotals::default());
+    }
+    Ok(ledger.take(counters.destinations.read()?, now_mono))
+}
+
+/// Takes the places of idle destinations away. What fails is tried again by the next sweep.
+fn sweep_destinations(inner: &mut Inner, now_mono: Duration) {
+    let Inner { counters: Some(counters), ledger, .. } = inner else { return };
+    let swept = read_destinations(counters, ledger, now_mono).and_then(|_| {
+        let idle = ledger.idle(now_mono);
+        counters.destinations.retire(&idle)?;
+        ledger.retire(&idle);
+        Ok(())
+    });
+    if let Err(error) = swept {
+        tracing::warn!("idle destinations keep their places: {error}");
     }
 }
 
@@ -358,7 +392,7 @@ mod tests {
             Cgroups::new(&hierarchies, 1 << 20, Duration::ZERO),
             Processes::new("/proc".into(), crate::privilege::links::Links::here(), 1 << 20, 0),
         );
-        let book = Book::new(None, Arc::default(), names, Duration::from_secs(1), Duration::ZERO);
+        let book = Book::new(None, Arc::default(), names, &config::Kernel::default(), Duration::ZERO);
         let reading = lock(&book.inner);
         let (done, counted) = std::sync::mpsc::channel();
         std::thread::scope(|scope| {

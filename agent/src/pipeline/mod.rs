@@ -7,6 +7,7 @@
 
 mod book;
 mod clock;
+mod destinations;
 mod drain;
 mod enrich;
 mod fates;

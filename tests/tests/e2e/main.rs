@@ -8,6 +8,7 @@ mod bad_input;
 mod bounded;
 mod command_line;
 mod connect_phases;
+mod destinations;
 mod file_write;
 mod flood;
 mod healing;

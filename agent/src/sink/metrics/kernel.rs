@@ -3,6 +3,7 @@
 use super::Exporter;
 use super::bounded::{Bounded, Values, identity_labels};
 use super::buckets::{self, Bounds, Cumulative};
+use super::destinations;
 use super::encoder::{Encoder, Labels, Seconds, label};
 use super::families::{self, Family};
 use crate::event::{CgroupTotals, ConnectPhase, Outcome, Probe, ProbeFates, Totals};
@@ -55,6 +56,7 @@ pub(super) fn render(encoder: &mut Encoder, exporter: &mut Exporter, totals: &To
     for (family, count) in summed {
         encoder.sample(&families::SERIES_OTHER, &label("family", family.name), count);
     }
+    destinations::render(encoder, &mut exporter.destinations, &totals.destinations);
     render_fates(encoder, &totals.fates);
     render_programs(encoder, totals);
 }
