@@ -27,7 +27,7 @@ use crate::task::{Current, TaskIds, current_cgroup_id, header};
 const IPPROTO_TCP: u16 = 6;
 
 static ZERO: ConnectStats =
-    ConnectStats { outcomes: [0; 8], syn_retransmits: [0; 8], latency_sum_ns: 0, latency_us: [0; BUCKETS] };
+    ConnectStats { outcomes: [0; 8], syn_retransmits: [0; 8], latency_sum_ns: 0, latency_ns: [0; BUCKETS] };
 
 /// Where a connect stands when it ends.
 ///
@@ -252,9 +252,9 @@ fn end(ctx: &impl EbpfContext, sk: u64, new_state: i32, at_end: &Endpoints) {
             }
             if known && outcome == Outcome::Established as u32 {
                 add(&raw mut (*stats).latency_sum_ns, latency_ns);
-                let bucket = bucket_of(latency_ns / 1000);
+                let bucket = bucket_of(latency_ns);
                 if bucket < BUCKETS {
-                    add((&raw mut (*stats).latency_us).cast::<u64>().add(bucket), 1);
+                    add((&raw mut (*stats).latency_ns).cast::<u64>().add(bucket), 1);
                 }
             }
         }
