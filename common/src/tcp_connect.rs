@@ -1,6 +1,6 @@
 //! Wire records of the TCP connect probe.
 
-use crate::histogram::{BUCKETS, GROUPING_POWER};
+use crate::histogram::{BUCKETS, SCHEMA, ZERO_POWER};
 use crate::record::{Header, TASK_COMM_LEN};
 
 /// `TCP_ESTABLISHED` (include/net/tcp_states.h).
@@ -236,10 +236,10 @@ pub struct ConnectStats {
     pub syn_retransmits: [u64; 8],
     /// Nanoseconds by [`Phase`], all outcomes.
     pub phases_ns: [u64; 4],
-    /// Sum of the latencies in `latency_us`, nanoseconds, established connects only.
+    /// Sum of the latencies in `latency_ns`, nanoseconds, established connects only.
     pub latency_sum_ns: u64,
-    /// Established connects by latency in microseconds, see [`crate::histogram`].
-    pub latency_us: [u64; BUCKETS],
+    /// Established connects by latency in nanoseconds, see [`crate::histogram`].
+    pub latency_ns: [u64; BUCKETS],
 }
 
 /// Where connects go: key of the map of destinations.
@@ -262,7 +262,7 @@ pub const DESTINATION_OTHER: u32 = 0;
 pub const DESTINATION_RETIRED: u32 = 1;
 /// First place of a single destination.
 pub const DESTINATION_FIRST: u32 = 2;
-/// Buckets of [`DestinationStats::latency_us`].
+/// Buckets of [`DestinationStats::latency`].
 pub const DESTINATION_BUCKETS: usize = 32;
 
 /// Exact counters of one destination and shard.
@@ -275,16 +275,21 @@ pub struct DestinationStats {
     pub phases_ns: [u64; 4],
     /// SYNs sent again, all outcomes.
     pub syn_retransmits: u64,
-    /// Established connects by [`destination_bucket`] of their latency in microseconds.
-    pub latency_us: [u64; DESTINATION_BUCKETS],
+    /// Established connects by [`destination_bucket`] of their latency.
+    pub latency: [u64; DESTINATION_BUCKETS],
 }
 
-/// The bucket of a destination's histogram that bucket `index` of [`crate::histogram`] falls into: powers of
-/// two, the first up to 15.
+/// The first bucket of a destination's histogram ends at two to this power, in seconds; each further one at the
+/// next power.
+pub const DESTINATION_FIRST_POWER: i32 = -18;
+
+/// The bucket of a destination's histogram that bucket `index` of [`crate::histogram`] falls into.
 #[inline(always)]
 #[must_use]
 pub const fn destination_bucket(index: usize) -> usize {
-    index >> GROUPING_POWER
+    const BELOW: usize = (DESTINATION_FIRST_POWER - ZERO_POWER) as usize;
+    let power = (index + (1 << SCHEMA) - 1) >> SCHEMA;
+    if power < BELOW { 0 } else { power - BELOW }
 }
 
 const _: () = assert!(destination_bucket(BUCKETS - 1) < DESTINATION_BUCKETS);

@@ -45,7 +45,7 @@ pub fn count(key: &DestinationKey, connect: &Counted<'_>) {
         }
         if let Some(bucket) = connect.bucket {
             let bucket = destination_bucket(bucket) & (DESTINATION_BUCKETS - 1);
-            add((&raw mut (*stats).latency_us).cast::<u64>().add(bucket), 1);
+            add((&raw mut (*stats).latency).cast::<u64>().add(bucket), 1);
         }
     }
 }

@@ -33,7 +33,7 @@ static ZERO: ConnectStats = ConnectStats {
     syn_retransmits: [0; 8],
     phases_ns: [0; 4],
     latency_sum_ns: 0,
-    latency_us: [0; BUCKETS],
+    latency_ns: [0; BUCKETS],
 };
 
 /// Where a connect stands when it ends.
@@ -278,7 +278,7 @@ fn end(ctx: &impl EbpfContext, sk: u64, new_state: i32, at_end: &Endpoints) {
         unsafe { time_of(sk as *const u8, now, known.then_some(start_ns), at_end, outcome) };
     let Timing { latency_ns, syn_retransmit_wait_ns } = timing;
     let is_timed = latency_ns != LATENCY_UNKNOWN_NS && outcome == Outcome::Established as u32;
-    let bucket = if is_timed { bucket_of(latency_ns / 1000) } else { BUCKETS };
+    let bucket = if is_timed { bucket_of(latency_ns) } else { BUCKETS };
     if let Some(stats) = stats::of_cgroup(ctx, &CONNECT_STATS, &ZERO, Subject::TcpConnect, cgroup_id) {
         // SAFETY: the outcome is below 8 and the bucket below BUCKETS.
         unsafe {
@@ -290,7 +290,7 @@ fn end(ctx: &impl EbpfContext, sk: u64, new_state: i32, at_end: &Endpoints) {
             add_phases((&raw mut (*stats).phases_ns).cast(), &timing, outcome);
             if bucket < BUCKETS {
                 add(&raw mut (*stats).latency_sum_ns, latency_ns);
-                add((&raw mut (*stats).latency_us).cast::<u64>().add(bucket), 1);
+                add((&raw mut (*stats).latency_ns).cast::<u64>().add(bucket), 1);
             }
         }
     }

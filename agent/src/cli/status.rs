@@ -94,7 +94,7 @@ fn for_people(status: &Value, all: bool, now: WallTime, color: bool) -> String {
 /// The destinations that failed of late, and the slowest; nothing where nobody connects.
 fn write_destinations(out: &mut String, status: &Value, all: bool, color: bool) {
     let mut table =
-        Table::new(&["DESTINATION", "CONNECTS", "FAILED", "MOSTLY", "SYN AGAIN", "MEAN", "P99 BELOW"]);
+        Table::new(&["DESTINATION", "CONNECTS", "FAILED", "MOSTLY", "SYN AGAIN", "MEAN", "P99 UP TO"]);
     let count = |found: &Value, name: &str| found.get(name).and_then(Value::as_u64);
     let shown = if all { usize::MAX } else { DESTINATIONS_SHOWN };
     let mut any = false;
@@ -110,7 +110,7 @@ fn write_destinations(out: &mut String, status: &Value, all: bool, color: bool) 
             if failed > 0 { mostly(found) } else { "-".to_owned() },
             number("syn_retransmits"),
             micros_of("mean_us"),
-            micros_of("p99_below_us"),
+            micros_of("p99_at_most_us"),
         ];
         table.row(if failed > 0 { state_style("degraded") } else { Style::new() }, cells);
     }
@@ -268,9 +268,9 @@ pub(super) mod tests {
             "probes": [{"probe": "file_write", "hook": "vfs_write", "variant": "raw_tp", "refused": ["tp_btf: no BTF"]}],
             "destinations": [
                 {"destination": "10.0.0.1:80", "connects": 9, "failed": 4, "syn_retransmits": 2, "mean_us": 1500,
-                 "outcomes": {"established": 5, "timed_out": 3, "refused": 1}, "p99_below_us": 2048},
+                 "outcomes": {"established": 5, "timed_out": 3, "refused": 1}, "p99_at_most_us": 2048},
                 {"destination": "[::1]:80", "connects": 1, "failed": 0, "syn_retransmits": 0, "mean_us": 40,
-                 "outcomes": {"aborted": 1}, "p99_below_us": null},
+                 "outcomes": {"aborted": 1}, "p99_at_most_us": null},
             ],
             "events": {"file_write": {"seen": 9, "dropped": {"ring_full": 2, "no_ring": 1}}},
         });

@@ -8,11 +8,11 @@
 
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, MapData, Queue};
-use galen_common::histogram::GROUPING_POWER;
+use galen_common::histogram::{MAX_POWER, bucket_range_ns, bucket_up_to};
 use galen_common::map_names;
 use galen_common::tcp_connect::{
-    DESTINATION_BUCKETS, DESTINATION_FIRST, DESTINATION_OTHER, DESTINATION_RETIRED, DestinationKey,
-    DestinationStats, Outcome,
+    DESTINATION_BUCKETS, DESTINATION_FIRST, DESTINATION_FIRST_POWER, DESTINATION_OTHER, DESTINATION_RETIRED,
+    DestinationKey, DestinationStats, Outcome,
 };
 
 use super::KernelError;
@@ -79,8 +79,9 @@ pub struct DestinationCounters {
     pub phases_ns: [u64; 3],
     /// SYNs sent again, all outcomes.
     pub syn_retransmits: u64,
-    /// Established connects by latency in microseconds: below 16, below 32, and so on.
-    pub latency_us: [u64; DESTINATION_BUCKETS],
+    /// Established connects by latency: up to two to the power [`DESTINATION_FIRST_POWER`] seconds, to the next
+    /// power, and so on.
+    pub latency: [u64; DESTINATION_BUCKETS],
 }
 
 impl DestinationCounters {
@@ -96,17 +97,17 @@ impl DestinationCounters {
         self.total() - self.connects[Outcome::Established as usize] - self.connects[Outcome::Aborted as usize]
     }
 
-    /// Microseconds below which this share (0 to 1) of the established connects were: a power of two. `None` when
-    /// there are none.
+    /// Nanoseconds that this share (0 to 1) of the established connects took at most: a power of two of a second.
+    /// `None` when there are none.
     #[must_use]
     #[allow(clippy::cast_precision_loss, reason = "a rank among fewer than 2^53")]
-    pub fn below_us(&self, share: f64) -> Option<u64> {
-        let all: u64 = self.latency_us.iter().sum();
+    pub fn at_most_ns(&self, share: f64) -> Option<u64> {
+        let all: u64 = self.latency.iter().sum();
         let rank = all as f64 * share;
         let mut sum = 0;
-        self.latency_us.iter().zip(GROUPING_POWER..).find_map(|(count, power)| {
+        self.latency.iter().zip(DESTINATION_FIRST_POWER..=MAX_POWER).find_map(|(count, power)| {
             sum += count;
-            (all > 0 && sum as f64 >= rank).then(|| 1 << power)
+            (all > 0 && sum as f64 >= rank).then(|| bucket_range_ns(bucket_up_to(power)).1)
         })
     }
 
@@ -126,7 +127,7 @@ impl DestinationCounters {
     fn merge(&mut self, other: &Self, merged: fn(u64, u64) -> u64) {
         let pairs = self.connects.iter_mut().zip(&other.connects);
         let pairs = pairs.chain(self.phases_ns.iter_mut().zip(&other.phases_ns));
-        let pairs = pairs.chain(self.latency_us.iter_mut().zip(&other.latency_us));
+        let pairs = pairs.chain(self.latency.iter_mut().zip(&other.latency));
         for (own, more) in pairs {
             *own = merged(*own, *more);
         }
@@ -136,7 +137,7 @@ impl DestinationCounters {
     fn add_stats(&mut self, stats: &DestinationStats) {
         let pairs = self.connects.iter_mut().zip(&stats.outcomes);
         let pairs = pairs.chain(self.phases_ns.iter_mut().zip(&stats.phases_ns));
-        for (sum, count) in pairs.chain(self.latency_us.iter_mut().zip(&stats.latency_us)) {
+        for (sum, count) in pairs.chain(self.latency.iter_mut().zip(&stats.latency)) {
             *sum += count;
         }
         self.syn_retransmits += stats.syn_retransmits;
@@ -147,7 +148,7 @@ impl DestinationCounters {
         stats.outcomes[..7].copy_from_slice(&self.connects);
         stats.phases_ns[..3].copy_from_slice(&self.phases_ns);
         stats.syn_retransmits = self.syn_retransmits;
-        stats.latency_us = self.latency_us;
+        stats.latency = self.latency;
         stats
     }
 }
@@ -156,7 +157,7 @@ const NOTHING: DestinationStats = DestinationStats {
     outcomes: [0; 8],
     phases_ns: [0; 4],
     syn_retransmits: 0,
-    latency_us: [0; DESTINATION_BUCKETS],
+    latency: [0; DESTINATION_BUCKETS],
 };
 
 impl Destinations {
@@ -260,7 +261,7 @@ mod tests {
             syn_retransmits: 11,
             ..DestinationCounters::default()
         };
-        counters.latency_us[4] = 12;
+        counters.latency[4] = 12;
         let mut back = DestinationCounters::default();
         back.add_stats(&counters.to_stats());
         assert_eq!(back, counters);
@@ -275,12 +276,12 @@ mod tests {
         use galen_common::tcp_connect::destination_bucket;
 
         let mut counters = DestinationCounters::default();
-        assert_eq!(counters.below_us(0.99), None);
-        for (latency_us, count) in [(7, 90), (40, 9), (3_000_000, 1)] {
-            counters.latency_us[destination_bucket(bucket_of(latency_us))] += count;
+        assert_eq!(counters.at_most_ns(0.99), None);
+        for (latency_ns, count) in [(2_000, 90), (40_000, 9), (3_000_000_000, 1)] {
+            counters.latency[destination_bucket(bucket_of(latency_ns))] += count;
         }
-        assert_eq!(counters.below_us(0.5), Some(16));
-        assert_eq!(counters.below_us(0.99), Some(64));
-        assert_eq!(counters.below_us(1.0), Some(1 << 22));
+        assert_eq!(counters.at_most_ns(0.5), Some(3_814));
+        assert_eq!(counters.at_most_ns(0.99), Some(61_035));
+        assert_eq!(counters.at_most_ns(1.0), Some(4_000_000_000));
     }
 }

@@ -26,6 +26,7 @@ macro_rules! plain_bytes {
 }
 
 plain_bytes!(
+    u64,
     CgroupKey,
     ConnectStats,
     DestinationKey,

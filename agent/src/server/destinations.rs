@@ -45,7 +45,7 @@ fn one(found: &DestinationTotals) -> Value {
         "syn_retransmits": counters.syn_retransmits,
         "phases": phases,
         "mean_us": mean_us(counters),
-        "p99_below_us": counters.below_us(0.99),
+        "p99_at_most_us": counters.at_most_ns(0.99).map(|ns| ns.div_ceil(1000)),
     })
 }
 
@@ -81,6 +81,6 @@ mod tests {
         );
         assert_eq!(listed[0]["outcomes"], json!({"established": 9, "refused": 1, "timed_out": 2}));
         assert_eq!((&listed[0]["failed"], &listed[1]["mean_us"]), (&json!(3), &json!(9000)));
-        assert_eq!(listed[0]["p99_below_us"], Value::Null);
+        assert_eq!(listed[0]["p99_at_most_us"], Value::Null);
     }
 }
