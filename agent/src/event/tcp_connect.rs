@@ -126,3 +126,14 @@ pub struct DestinationTotals {
     /// Of late: the last five to ten minutes.
     pub recent: DestinationCounters,
 }
+
+/// Where most of a subject's failed connects went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FailingDestination {
+    /// Where to.
+    pub destination: Destination,
+    /// How most of them ended.
+    pub outcome: Outcome,
+    /// How many of them were told.
+    pub failures: u64,
+}

@@ -100,6 +100,14 @@ fn every_connect_is_counted_where_it_went_whatever_the_hook() -> Result<()> {
     Ok(())
 }
 
+/// A listener on every address that accepts for as long as this process lives; gives its port.
+fn accept_all() -> Result<u16> {
+    let listener = TcpListener::bind("0.0.0.0:0")?;
+    let port = listener.local_addr()?.port();
+    std::thread::spawn(move || listener.incoming().for_each(drop));
+    Ok(port)
+}
+
 /// Connects three times to each of these addresses of the loopback network.
 fn connect_to_each(cgroup: &Cgroup, port: u16, hosts: std::ops::Range<u8>) -> Result<()> {
     for host in hosts {
@@ -111,8 +119,7 @@ fn connect_to_each(cgroup: &Cgroup, port: u16, hosts: std::ops::Range<u8>) -> Re
 #[test]
 fn destinations_beyond_the_limit_are_counted_together() -> Result<()> {
     let agent = Agent::start("kernel: { tcp_connect: { destinations_max: 8 } }\n")?;
-    let listener = TcpListener::bind("0.0.0.0:0")?;
-    let port = listener.local_addr()?.port();
+    let port = accept_all()?;
     let cgroup = Cgroup::new("many")?;
     connect_to_each(&cgroup, port, 1..21)?;
     settles(&agent, |metrics| {
@@ -149,8 +156,7 @@ fn idle_destinations_make_room_for_others() -> Result<()> {
     // What asks the agent for its metrics is a destination too, and never idle.
     let yaml = "kernel: { window: 100ms, tcp_connect: { destinations_max: 6, destinations_idle: 1s } }\n";
     let agent = Agent::start(yaml)?;
-    let listener = TcpListener::bind("0.0.0.0:0")?;
-    let port = listener.local_addr()?.port();
+    let port = accept_all()?;
     let cgroup = Cgroup::new("idle")?;
     let mut before = BTreeMap::new();
     let mut look = |metrics: &Metrics| -> Result<()> {

@@ -111,6 +111,7 @@ fn counters() -> Counters {
         threshold: 0.1,
         breaches: 3,
         trace_id: "t".into(),
+        destination: None,
     };
     counters.count(&Event::of_node(WallTime(0), "n".into(), Body::Fault(fault)));
     counters.count_request("/metrics", 200);
