@@ -22,7 +22,7 @@ pub use galen_common::tcp_connect::Outcome;
 pub use crate::kernel::{Histogram, ProbeInfo, ProgramTotals};
 pub use signal::FaultSignal;
 pub use time::WallTime;
-pub use totals::{CgroupTotals, IdentityTotals, ProbeFates, Totals};
+pub use totals::{CgroupTotals, CostTotals, IdentityTotals, ProbeFates, Totals};
 pub use window::{SubjectWindow, Tick};
 
 /// One event, as it is printed (one JSON object a line) and handed to every consumer.

@@ -245,11 +245,14 @@ fn add_histogram(sum: &mut Histogram, counts: &[u64; BUCKETS], sum_ns: u64) {
     }
 }
 
-fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, KernelError> {
+pub(super) fn take<T: TryFrom<Map, Error = MapError>>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<T, KernelError> {
     let map = ebpf.take_map(name).ok_or(KernelError::MissingMap(name))?;
     T::try_from(map).map_err(map_failed(name))
 }
 
-fn map_failed(name: &'static str) -> impl Fn(MapError) -> KernelError {
+pub(super) fn map_failed(name: &'static str) -> impl Fn(MapError) -> KernelError {
     move |error| KernelError::Map { name, error: error.to_string() }
 }

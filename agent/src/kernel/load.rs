@@ -11,6 +11,7 @@ use galen_common::map_names;
 
 use super::cgroup_changes::CgroupChanges;
 use super::cgroups::Hierarchies;
+use super::costs::Costs;
 use super::counters::Counters;
 use super::diagnostics::{DIAGNOSTICS_BYTES, DIAGNOSTICS_MAP, Diagnostics};
 use super::ladder;
@@ -52,6 +53,8 @@ pub struct Core {
     pub cgroup_changes: CgroupChanges,
     /// The exact counters.
     pub counters: Counters,
+    /// What the programs cost, and how many records they make.
+    pub costs: Costs,
     /// Copies of each cgroup's counters.
     pub shards: u64,
     /// Which hook each probe uses, and why.
@@ -130,6 +133,7 @@ impl Core {
         let diagnostics = Diagnostics::take(&mut ebpf);
         let mut counters = Counters::take(&mut ebpf)?;
         counters.prepare(u64::from(shards))?;
+        let costs = Costs::take(&mut ebpf, cpus)?;
         // Each ring that is put into its map waits for a grace period of the kernel, some 15 ms, and the
         // verifier takes about as long for the first program; attaching waits for both, since an event
         // without a ring would be dropped.
@@ -159,6 +163,7 @@ impl Core {
             oom_ring,
             cgroup_changes: cgroup_changes?,
             counters,
+            costs,
             shards: u64::from(shards),
             report,
             diagnostics,

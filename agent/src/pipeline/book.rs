@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use galen_common::histogram::{BUCKETS, bucket_range};
 
+use super::cost::{Cost, Draining};
 use super::fates::Fates;
 use crate::event::{
     CgroupTotals, Errno, Identity, IdentityTotals, OomScope, Probe, ProbeFates, SubjectWindow, Tick, Totals,
@@ -33,6 +34,8 @@ pub struct Book {
     pub changes: Changes,
     /// What user space did.
     pub fates: Fates,
+    /// What it took to do it.
+    pub draining: Draining,
     report: Report,
     slow_write_ns: u64,
     /// OOM kills by cgroup and scope; apart, so that a reading of the counters never holds up one.
@@ -63,6 +66,7 @@ struct OomKills {
 struct Inner {
     counters: Option<Counters>,
     shards: u64,
+    cost: Option<Cost>,
     previous: HashMap<u64, Previous>,
     read_at: Duration,
     dropped: u64,
@@ -86,8 +90,9 @@ struct Previous {
 impl Book {
     /// Opens the book of these counters, none when nothing could be loaded.
     #[must_use]
-    pub fn new(
+    pub(super) fn new(
         counters: Option<(Counters, u64)>,
+        cost: Option<Cost>,
         report: Report,
         (cgroups, processes): (Cgroups, Processes),
         slow_write: Duration,
@@ -100,12 +105,14 @@ impl Book {
             cri: Arc::default(),
             changes: Changes::default(),
             fates: Fates::default(),
+            draining: Draining::default(),
             report,
             slow_write_ns: u64::try_from(slow_write.as_nanos()).unwrap_or(u64::MAX),
             oom_kills: Mutex::default(),
             inner: Mutex::new(Inner {
                 counters,
                 shards,
+                cost,
                 previous: HashMap::new(),
                 read_at: now_mono,
                 dropped: 0,
@@ -156,9 +163,10 @@ impl Book {
             unnamed.oom_kills.push((OomScope::Unknown, inner.nameless_kills));
             cgroups.push(unnamed);
         }
+        let cost = inner.cost.as_ref().map(Cost::totals);
         drop(inner);
         let identity = self.identity_totals();
-        Ok(Totals { cgroups, fates, programs, probes: self.report.to_vec(), identity })
+        Ok(Totals { cost, cgroups, fates, programs, probes: self.report.to_vec(), identity })
     }
 
     /// What moved since the last window.
@@ -174,6 +182,9 @@ impl Book {
         let fates = self.balances(&reading);
         let length = now_mono.saturating_sub(inner.read_at);
         inner.read_at = now_mono;
+        if let Some(cost) = &mut inner.cost {
+            cost.step(length, &self.draining)?;
+        }
         let mut subjects = Vec::new();
         for (id, counts) in &reading.cgroups {
             let previous = inner.previous.entry(*id).or_default();
@@ -357,7 +368,7 @@ mod tests {
             Cgroups::new(&hierarchies, 1 << 20, Duration::ZERO),
             Processes::new("/proc".into(), crate::privilege::links::Links::here(), 1 << 20, 0),
         );
-        let book = Book::new(None, Arc::default(), names, Duration::from_secs(1), Duration::ZERO);
+        let book = Book::new(None, None, Arc::default(), names, Duration::from_secs(1), Duration::ZERO);
         let reading = lock(&book.inner);
         let (done, counted) = std::sync::mpsc::channel();
         std::thread::scope(|scope| {
