@@ -15,6 +15,7 @@ mod cgroup;
 mod cost;
 mod emit;
 mod file_write;
+mod handshake;
 mod maps;
 mod oom_kill;
 mod read;
