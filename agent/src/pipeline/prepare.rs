@@ -87,7 +87,6 @@ pub fn prepare(config: &Config, config_file: Option<&Path>) -> Result<Prepared, 
         loaded.costs.take().map(|costs| Cost::new(costs, config.kernel.cost_budget)),
         Arc::clone(&loaded.report),
         (cgroups, processes),
-        config.kernel.file_write.slow.0,
         monotonic(),
     ));
     Ok(Prepared {
