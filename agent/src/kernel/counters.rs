@@ -2,11 +2,10 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
 
-use aya::Ebpf;
 use aya::maps::{Map, MapData, MapError, PerCpuArray};
-use aya::programs::ProgramFd;
 use galen_common::accounting::{FATES, Fate, Probe};
 use galen_common::file_write::{WriteErrorKey, WriteStats};
 use galen_common::histogram::BUCKETS;
@@ -15,6 +14,7 @@ use galen_common::record::CgroupKey;
 use galen_common::tcp_connect::ConnectStats;
 
 use super::KernelError;
+use super::ledger::{Cell, Ledger};
 use super::report::{Histogram, ProgramTotals};
 use super::wire::{FateCounts, Wire};
 
@@ -26,9 +26,9 @@ pub struct Counters {
     connects: StatsMap<ConnectStats>,
     writes: StatsMap<WriteStats>,
     errors: aya::maps::HashMap<MapData, Wire<WriteErrorKey>, u64>,
-    programs: Vec<(String, ProgramFd)>,
-    /// Connects and writes of cgroups whose counters were given up.
-    forgotten: [u64; 2],
+    programs: Vec<(String, OwnedFd)>,
+    /// Holds what cgroups had whose counters were given up.
+    ledger: Arc<Ledger>,
 }
 
 /// One reading. Not one moment: each counter is exact, and read within the same few milliseconds.
@@ -74,18 +74,23 @@ impl KernelFates {
 }
 
 impl Counters {
-    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, KernelError> {
+    /// Takes the maps that `source` hands out by name.
+    pub(super) fn take(
+        source: &mut impl FnMut(&'static str) -> Result<Map, KernelError>,
+        ledger: Arc<Ledger>,
+    ) -> Result<Self, KernelError> {
         Ok(Self {
-            fates: take(ebpf, map_names::FATES)?,
-            connects: take(ebpf, map_names::CONNECT_STATS)?,
-            writes: take(ebpf, map_names::WRITE_STATS)?,
-            errors: take(ebpf, map_names::WRITE_ERRORS)?,
+            fates: take(source, map_names::FATES)?,
+            connects: take(source, map_names::CONNECT_STATS)?,
+            writes: take(source, map_names::WRITE_STATS)?,
+            errors: take(source, map_names::WRITE_ERRORS)?,
             programs: Vec::new(),
-            forgotten: [0; 2],
+            ledger,
         })
     }
 
-    /// Makes the counters of cgroup 0 for each shard, so that the kernel side always has a place to count.
+    /// Makes the counters of cgroup 0 for each shard, where there are none, so that the kernel side always has a
+    /// place to count.
     pub(super) fn prepare(&mut self, shards: u64) -> Result<(), KernelError> {
         let connects = Wire(ConnectStats {
             outcomes: [0; 8],
@@ -96,13 +101,13 @@ impl Counters {
         let writes = Wire(WriteStats { bytes: 0, errors: 0, latency_sum_ns: 0, latency_ns: [0; BUCKETS] });
         for shard in 0..shards {
             let key = Wire(CgroupKey { cgroup_id: 0, shard });
-            self.connects.insert(key, connects, 0).map_err(map_failed(map_names::CONNECT_STATS))?;
-            self.writes.insert(key, writes, 0).map_err(map_failed(map_names::WRITE_STATS))?;
+            make(&mut self.connects, key, connects).map_err(map_failed(map_names::CONNECT_STATS))?;
+            make(&mut self.writes, key, writes).map_err(map_failed(map_names::WRITE_STATS))?;
         }
         Ok(())
     }
 
-    pub(super) fn watch_programs(&mut self, programs: Vec<(String, ProgramFd)>) {
+    pub(super) fn watch_programs(&mut self, programs: Vec<(String, OwnedFd)>) {
         self.programs.extend(programs);
     }
 
@@ -128,8 +133,10 @@ impl Counters {
         let connects = reading.cgroups.values().flat_map(|cgroup| cgroup.connects).sum::<u64>();
         let writes = reading.cgroups.values().map(|cgroup| cgroup.writes + cgroup.write_errors).sum::<u64>();
         let seen = Fate::Seen as usize;
-        reading.fates[Probe::TcpConnect as usize].0[seen] = connects + self.forgotten[0];
-        reading.fates[Probe::FileWrite as usize].0[seen] = writes + self.forgotten[1];
+        reading.fates[Probe::TcpConnect as usize].0[seen] =
+            connects + self.ledger.get(Cell::Forgotten(Probe::TcpConnect));
+        reading.fates[Probe::FileWrite as usize].0[seen] =
+            writes + self.ledger.get(Cell::Forgotten(Probe::FileWrite));
         Ok(reading)
     }
 
@@ -168,8 +175,8 @@ impl Counters {
             if let Ok(Wire(stats)) = self.writes.get(&key, 0) {
                 add_writes(&mut last, &stats);
             }
-            self.forgotten[0] += last.connects.iter().sum::<u64>();
-            self.forgotten[1] += last.writes + last.write_errors;
+            self.ledger.add(Cell::Forgotten(Probe::TcpConnect), last.connects.iter().sum::<u64>());
+            self.ledger.add(Cell::Forgotten(Probe::FileWrite), last.writes + last.write_errors);
             let _ = self.connects.remove(&key);
             let _ = self.writes.remove(&key);
         }
@@ -181,8 +188,7 @@ impl Counters {
         self.programs
             .iter()
             .map(|(name, fd)| {
-                use std::os::fd::AsFd;
-                let path = format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd());
+                let path = format!("/proc/self/fdinfo/{}", fd.as_raw_fd());
                 let text = fs::read_to_string(path).unwrap_or_default();
                 let field = |wanted: &str| {
                     text.lines()
@@ -230,9 +236,25 @@ fn add_histogram(sum: &mut Histogram, counts: &[u64; BUCKETS], sum_ns: u64) {
     }
 }
 
-fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, KernelError> {
-    let map = ebpf.take_map(name).ok_or(KernelError::MissingMap(name))?;
-    T::try_from(map).map_err(map_failed(name))
+/// Adds an entry; one that is there already keeps what it counted.
+fn make<V>(map: &mut StatsMap<V>, key: Wire<CgroupKey>, value: Wire<V>) -> Result<(), MapError>
+where
+    Wire<V>: aya::Pod,
+{
+    const NOEXIST: u64 = 1;
+    match map.insert(key, value, NOEXIST) {
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::AlreadyExists => {
+            Ok(())
+        }
+        made => made,
+    }
+}
+
+fn take<T: TryFrom<Map, Error = MapError>>(
+    source: &mut impl FnMut(&'static str) -> Result<Map, KernelError>,
+    name: &'static str,
+) -> Result<T, KernelError> {
+    T::try_from(source(name)?).map_err(map_failed(name))
 }
 
 fn map_failed(name: &'static str) -> impl Fn(MapError) -> KernelError {

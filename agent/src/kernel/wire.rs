@@ -3,6 +3,7 @@
 use galen_common::accounting::FATES;
 use galen_common::cgroup::change_counts;
 use galen_common::file_write::{WriteErrorKey, WriteStats};
+use galen_common::globals::Runtime;
 use galen_common::record::CgroupKey;
 use galen_common::tcp_connect::ConnectStats;
 
@@ -25,4 +26,4 @@ macro_rules! plain_bytes {
     )+};
 }
 
-plain_bytes!(CgroupKey, ConnectStats, WriteStats, WriteErrorKey, FateCounts, ChangeCounts);
+plain_bytes!(CgroupKey, ConnectStats, WriteStats, WriteErrorKey, FateCounts, ChangeCounts, Runtime);
