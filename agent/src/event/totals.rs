@@ -51,6 +51,8 @@ pub struct CgroupTotals {
     pub connects: [u64; 7],
     /// SYNs sent again, by the [`super::Outcome`] of their connect.
     pub syn_retransmits: [u64; 7],
+    /// Nanoseconds of connects by [`super::ConnectPhase`].
+    pub connect_phases_ns: [u64; 3],
     /// Established connects by latency, microseconds.
     pub connect_latency_us: Histogram,
     /// Writes that did not fail.

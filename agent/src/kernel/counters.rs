@@ -51,6 +51,8 @@ pub struct CgroupCounters {
     pub connects: [u64; 7],
     /// SYNs sent again, by the outcome of their connect.
     pub syn_retransmits: [u64; 7],
+    /// Nanoseconds of connects by phase.
+    pub connect_phases_ns: [u64; 3],
     /// Established connects, microseconds.
     pub connect_latency_us: Histogram,
     /// Writes that did not fail.
@@ -102,6 +104,7 @@ impl Counters {
         let connects = Wire(ConnectStats {
             outcomes: [0; 8],
             syn_retransmits: [0; 8],
+            phases_ns: [0; 4],
             latency_sum_ns: 0,
             latency_us: [0; BUCKETS],
         });
@@ -228,6 +231,9 @@ fn add_connects(cgroup: &mut CgroupCounters, stats: &ConnectStats) {
     }
     for (sum, count) in cgroup.syn_retransmits.iter_mut().zip(stats.syn_retransmits) {
         *sum += count;
+    }
+    for (sum, time_ns) in cgroup.connect_phases_ns.iter_mut().zip(stats.phases_ns) {
+        *sum += time_ns;
     }
     add_histogram(&mut cgroup.connect_latency_us, &stats.latency_us, stats.latency_sum_ns);
 }

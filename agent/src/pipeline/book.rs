@@ -352,6 +352,7 @@ fn named(identity: Arc<Identity>, counts: CgroupCounters, oom_kills: [u64; 3]) -
         identity,
         connects: counts.connects,
         syn_retransmits: counts.syn_retransmits,
+        connect_phases_ns: counts.connect_phases_ns,
         connect_latency_us: counts.connect_latency_us,
         writes: counts.writes,
         write_bytes: counts.write_bytes,

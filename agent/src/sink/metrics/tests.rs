@@ -26,6 +26,7 @@ fn cgroup(identity: Identity, latencies: &[u64]) -> CgroupTotals {
         identity: Arc::new(identity),
         connects: [latencies.len() as u64, 2, 0, 0, 0, 1, 0],
         syn_retransmits: [1, 0, 3, 0, 0, 0, 0],
+        connect_phases_ns: [1_500_000_000, 250_000_000, 0],
         connect_latency_us: histogram(latencies, 1000),
         writes: latencies.len() as u64,
         write_bytes: 4096,
@@ -175,6 +176,8 @@ fn the_values_are_those_that_were_counted() {
     let retransmits =
         |outcome| value("galen_tcp_syn_retransmits_total", &[("unit", "a"), ("outcome", outcome)]);
     assert_eq!((retransmits("established"), retransmits("timed_out")), (Some(1.0), Some(3.0)));
+    let phase = |phase| value("galen_tcp_connect_phase_seconds_total", &[("unit", "a"), ("phase", phase)]);
+    assert_eq!((phase("syn_retransmit"), phase("round_trip")), (Some(1.5), Some(0.25)));
     assert_eq!(value("galen_file_write_errors_total", &[("unit", "a"), ("errno", "ENOSPC")]), Some(3.0));
     assert_eq!(value("galen_oom_kills_total", &[("unit", "a"), ("scope", "memcg")]), Some(1.0));
     let connect = [("unit", "a"), ("outcome", "established")];
