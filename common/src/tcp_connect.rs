@@ -236,10 +236,10 @@ pub struct ConnectStats {
     pub syn_retransmits: [u64; 8],
     /// Nanoseconds by [`Phase`], all outcomes.
     pub phases_ns: [u64; 4],
-    /// Sum of the latencies in `latency_us`, nanoseconds, established connects only.
+    /// Sum of the latencies in `latency_ns`, nanoseconds, established connects only.
     pub latency_sum_ns: u64,
-    /// Established connects by latency in microseconds, see [`crate::histogram`].
-    pub latency_us: [u64; BUCKETS],
+    /// Established connects by latency in nanoseconds, see [`crate::histogram`].
+    pub latency_ns: [u64; BUCKETS],
 }
 
 const _: () = assert!(size_of::<TcpConnectRecord>() == 56 + 8 + 32 + 8 + 16 + 8);

@@ -32,7 +32,7 @@ static ZERO: ConnectStats = ConnectStats {
     syn_retransmits: [0; 8],
     phases_ns: [0; 4],
     latency_sum_ns: 0,
-    latency_us: [0; BUCKETS],
+    latency_ns: [0; BUCKETS],
 };
 
 /// Where a connect stands when it ends.
@@ -287,9 +287,9 @@ fn end(ctx: &impl EbpfContext, sk: u64, new_state: i32, at_end: &Endpoints) {
             add_phases((&raw mut (*stats).phases_ns).cast(), &timing, outcome);
             if latency_ns != LATENCY_UNKNOWN_NS && outcome == Outcome::Established as u32 {
                 add(&raw mut (*stats).latency_sum_ns, latency_ns);
-                let bucket = bucket_of(latency_ns / 1000);
+                let bucket = bucket_of(latency_ns);
                 if bucket < BUCKETS {
-                    add((&raw mut (*stats).latency_us).cast::<u64>().add(bucket), 1);
+                    add((&raw mut (*stats).latency_ns).cast::<u64>().add(bucket), 1);
                 }
             }
         }

@@ -26,4 +26,4 @@ macro_rules! plain_bytes {
     )+};
 }
 
-plain_bytes!(CgroupKey, ConnectStats, WriteStats, WriteErrorKey, FateCounts, ChangeCounts, Runtime);
+plain_bytes!(u64, CgroupKey, ConnectStats, WriteStats, WriteErrorKey, FateCounts, ChangeCounts, Runtime);

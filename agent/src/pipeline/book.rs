@@ -5,8 +5,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use galen_common::histogram::{BUCKETS, bucket_range};
-
 use super::fates::Fates;
 use crate::event::{
     CgroupTotals, Errno, Identity, IdentityTotals, OomScope, Probe, ProbeFates, SubjectWindow, Tick, Totals,
@@ -34,7 +32,6 @@ pub struct Book {
     /// What user space did.
     pub fates: Fates,
     report: Report,
-    slow_write_ns: u64,
     /// OOM kills by cgroup and scope; apart, so that a reading of the counters never holds up one.
     oom_kills: Mutex<OomKills>,
     inner: Mutex<Inner>,
@@ -136,14 +133,12 @@ impl Book {
         kept: Kept,
         report: Report,
         (cgroups, processes): (Cgroups, Processes),
-        slow_write: Duration,
         now_mono: Duration,
     ) -> Self {
         let (counters, shards) = counters.map_or((None, 0), |(counters, shards)| (Some(counters), shards));
         let Kept { ledger, kills, is_resumed } = kept;
         let oom_kills = OomKills::resume(kills, Arc::clone(&ledger));
         let fates = Fates::resume(ledger, oom_kills.told());
-        let slow_write_ns = u64::try_from(slow_write.as_nanos()).unwrap_or(u64::MAX);
         let mut inner = Inner {
             counters,
             shards,
@@ -154,7 +149,7 @@ impl Book {
             nameless_kills: 0,
         };
         if is_resumed {
-            inner.begin_at(&fates, slow_write_ns);
+            inner.begin_at(&fates);
         }
         Self {
             cgroups: Mutex::new(cgroups),
@@ -163,7 +158,6 @@ impl Book {
             changes: Changes::default(),
             fates,
             report,
-            slow_write_ns,
             oom_kills: Mutex::new(oom_kills),
             inner: Mutex::new(inner),
         }
@@ -239,7 +233,7 @@ impl Book {
         let mut subjects = Vec::new();
         for (id, counts) in &reading.cgroups {
             let previous = inner.previous.entry(*id).or_default();
-            if let Some(window) = moved(previous, counts, self.slow_write_ns, || self.identity(*id)) {
+            if let Some(window) = moved(previous, counts, || self.identity(*id)) {
                 subjects.push(window);
             }
         }
@@ -303,12 +297,12 @@ impl Book {
 
 impl Inner {
     /// Takes what an earlier process left for where this one begins: what moved before it has no window.
-    fn begin_at(&mut self, fates: &Fates, slow_write_ns: u64) {
+    fn begin_at(&mut self, fates: &Fates) {
         match self.counters.as_ref().map(Counters::read) {
             Some(Ok(reading)) => {
                 self.dropped = all_dropped(&balances(fates, &reading));
                 for (id, counts) in &reading.cgroups {
-                    let _ = moved(self.previous.entry(*id).or_default(), counts, slow_write_ns, Arc::default);
+                    let _ = moved(self.previous.entry(*id).or_default(), counts, Arc::default);
                 }
             }
             Some(Err(error)) => tracing::error!("the counters of the agent before this one: {error}"),
@@ -353,11 +347,11 @@ fn named(identity: Arc<Identity>, counts: CgroupCounters, oom_kills: [u64; 3]) -
         connects: counts.connects,
         syn_retransmits: counts.syn_retransmits,
         connect_phases_ns: counts.connect_phases_ns,
-        connect_latency_us: counts.connect_latency_us,
+        connect_latency: counts.connect_latency,
         writes: counts.writes,
         write_bytes: counts.write_bytes,
         write_errors,
-        write_latency_ns: counts.write_latency_ns,
+        write_latency: counts.write_latency,
         oom_kills: scopes.into_iter().zip(oom_kills).filter(|(_, count)| *count > 0).collect(),
     }
 }
@@ -365,24 +359,15 @@ fn named(identity: Arc<Identity>, counts: CgroupCounters, oom_kills: [u64; 3]) -
 fn moved(
     previous: &mut Previous,
     counts: &CgroupCounters,
-    slow_write_ns: u64,
     identity: impl FnOnce() -> Arc<Identity>,
 ) -> Option<SubjectWindow> {
-    let slow_writes = counts
-        .write_latency_ns
-        .counts
-        .iter()
-        .enumerate()
-        .skip_while(|(index, _)| *index + 1 < BUCKETS && bucket_range(*index).0 < slow_write_ns)
-        .map(|(_, count)| count)
-        .sum();
     let now = Previous {
         connects: counts.connects,
         syn_retransmits: counts.syn_retransmits.iter().sum(),
         writes: counts.writes,
         write_bytes: counts.write_bytes,
         write_errors: counts.write_errors,
-        slow_writes,
+        slow_writes: counts.slow_writes,
         quiet_readings: 0,
     };
     let is_quiet = now.connects == previous.connects
@@ -434,8 +419,7 @@ mod tests {
             Cgroups::new(&hierarchies, 1 << 20, Duration::ZERO),
             Processes::new("/proc".into(), crate::privilege::links::Links::here(), 1 << 20, 0),
         );
-        let book =
-            Book::new(None, Kept::default(), Arc::default(), names, Duration::from_secs(1), Duration::ZERO);
+        let book = Book::new(None, Kept::default(), Arc::default(), names, Duration::ZERO);
         let reading = lock(&book.inner);
         let (done, counted) = std::sync::mpsc::channel();
         std::thread::scope(|scope| {
@@ -453,16 +437,14 @@ mod tests {
     #[test]
     fn a_window_holds_what_moved_and_quiet_ones_are_left_out() {
         let mut previous = Previous::default();
-        let mut counts = CgroupCounters { writes: 5, write_errors: 1, ..CgroupCounters::default() };
-        counts.write_latency_ns.counts = vec![0; BUCKETS];
-        counts.write_latency_ns.counts[galen_common::histogram::bucket_of(200_000_000)] = 2;
-        counts.write_latency_ns.counts[galen_common::histogram::bucket_of(1_000)] = 3;
-        let window = moved(&mut previous, &counts, 100_000_000, Arc::default).unwrap();
+        let mut counts =
+            CgroupCounters { writes: 5, write_errors: 1, slow_writes: 2, ..CgroupCounters::default() };
+        let window = moved(&mut previous, &counts, Arc::default).unwrap();
         assert_eq!((window.writes, window.write_errors, window.slow_writes), (5, 1, 2));
-        assert!(moved(&mut previous, &counts, 100_000_000, Arc::default).is_none());
+        assert!(moved(&mut previous, &counts, Arc::default).is_none());
         assert_eq!(previous.quiet_readings, 1);
         counts.connects[1] = 4;
-        let window = moved(&mut previous, &counts, 100_000_000, Arc::default).unwrap();
+        let window = moved(&mut previous, &counts, Arc::default).unwrap();
         assert_eq!((window.writes, window.connects_failed()), (0, 4));
     }
 }

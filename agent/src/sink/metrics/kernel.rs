@@ -2,10 +2,10 @@
 
 use super::Exporter;
 use super::bounded::{Bounded, Values, identity_labels};
-use super::buckets::{self, Bounds, Cumulative};
+use super::buckets::{self, Bounds};
 use super::encoder::{Encoder, Labels, Seconds, label};
 use super::families::{self, Family};
-use crate::event::{CgroupTotals, ConnectPhase, Outcome, Probe, ProbeFates, Totals};
+use crate::event::{CgroupTotals, ConnectPhase, Histogram, Outcome, Probe, ProbeFates, Totals};
 
 /// Reasons of losses before a record is looked at: exported from 0, so that a rate sees the first one.
 const KERNEL_REASONS: [&str; 3] = ["agent_ended", "no_ring", "ring_full"];
@@ -29,7 +29,7 @@ pub(super) const HISTOGRAMS: usize = 2;
 
 pub(super) fn render(encoder: &mut Encoder, exporter: &mut Exporter, totals: &Totals) {
     let mut counters: [Values<u64>; COUNTERS] = Default::default();
-    let mut histograms: [Values<Cumulative>; HISTOGRAMS] = Default::default();
+    let mut histograms: [Values<Histogram>; HISTOGRAMS] = Default::default();
     for cgroup in &totals.cgroups {
         let identity = identity_labels(&cgroup.identity);
         collect_counters(cgroup, &identity, &mut counters);
@@ -102,20 +102,14 @@ fn collect_counters(cgroup: &CgroupTotals, identity: &Labels, counters: &mut [Va
 fn collect_histograms(
     cgroup: &CgroupTotals,
     identity: &Labels,
-    [connect, write]: &mut [Values<Cumulative>; HISTOGRAMS],
+    [connect, write]: &mut [Values<Histogram>; HISTOGRAMS],
 ) {
-    let value = buckets::CONNECT.cumulate(&cgroup.connect_latency_us);
-    if value.total() > 0 {
-        connect.add(
-            cgroup.identity.cgroup_id,
-            identity,
-            label("outcome", Outcome::Established.name()),
-            &value,
-        );
+    let id = cgroup.identity.cgroup_id;
+    if cgroup.connect_latency.count() > 0 {
+        connect.add(id, identity, label("outcome", Outcome::Established.name()), &cgroup.connect_latency);
     }
-    let value = buckets::WRITE.cumulate(&cgroup.write_latency_ns);
-    if value.total() > 0 {
-        write.add(cgroup.identity.cgroup_id, identity, Labels::default(), &value);
+    if cgroup.write_latency.count() > 0 {
+        write.add(id, identity, Labels::default(), &cgroup.write_latency);
     }
 }
 
