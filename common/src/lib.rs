@@ -53,6 +53,8 @@ pub mod map_names {
     pub const COSTS: &str = "COSTS";
     /// Which records are made, by lane, see [`crate::cost::sampling`].
     pub const SAMPLING: &str = "SAMPLING";
+    /// What each agent process says of itself, see [`crate::globals::Runtime`].
+    pub const RUNTIME: &str = "RUNTIME";
     /// The ring of cgroups that were made, removed or renamed, apart so that whoever may make cgroups cannot
     /// push out an OOM record.
     pub const CGROUP_RING: &str = "CGROUP_RING";

@@ -1,7 +1,6 @@
 //! What the programs in the kernel cost, and how many records they make.
 
-use aya::Ebpf;
-use aya::maps::{Array, MapData, PerCpuArray};
+use aya::maps::{Array, Map, MapData, PerCpuArray};
 use galen_common::cost::{MEASURED_ONE_OF_JIFFIES, Measured, Part, sampling};
 use galen_common::map_names;
 
@@ -17,8 +16,15 @@ pub struct Costs {
 }
 
 impl Costs {
-    pub(super) fn take(ebpf: &mut Ebpf, cpus: u32) -> Result<Self, KernelError> {
-        Ok(Self { measured: take(ebpf, map_names::COSTS)?, sampling: take(ebpf, map_names::SAMPLING)?, cpus })
+    pub(super) fn take(
+        source: &mut impl FnMut(&'static str) -> Result<Map, KernelError>,
+        cpus: u32,
+    ) -> Result<Self, KernelError> {
+        Ok(Self {
+            measured: take(source, map_names::COSTS)?,
+            sampling: take(source, map_names::SAMPLING)?,
+            cpus,
+        })
     }
 
     /// CPUs that were online at the start.

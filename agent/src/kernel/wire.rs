@@ -4,6 +4,7 @@ use galen_common::accounting::FATES;
 use galen_common::cgroup::change_counts;
 use galen_common::cost::Measured;
 use galen_common::file_write::{WriteErrorKey, WriteStats};
+use galen_common::globals::Runtime;
 use galen_common::record::CgroupKey;
 use galen_common::tcp_connect::ConnectStats;
 
@@ -26,4 +27,14 @@ macro_rules! plain_bytes {
     )+};
 }
 
-plain_bytes!(u64, CgroupKey, ConnectStats, WriteStats, WriteErrorKey, FateCounts, ChangeCounts, Measured);
+plain_bytes!(
+    u64,
+    CgroupKey,
+    ConnectStats,
+    WriteStats,
+    WriteErrorKey,
+    FateCounts,
+    ChangeCounts,
+    Runtime,
+    Measured,
+);

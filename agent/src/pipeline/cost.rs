@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use galen_common::cost::Part;
+use galen_common::cost::{Part, sampling};
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
 use super::governor::{Governor, Spent, kept_ratio};
@@ -45,9 +45,16 @@ struct Sums {
 }
 
 impl Cost {
-    pub(super) fn new(costs: Costs, budget_ratio: f64) -> Self {
+    pub(super) fn new(mut costs: Costs, budget_ratio: f64) -> Self {
+        // Another agent may have left the maps as it had them.
+        if let Err(error) = costs.set_sampling([sampling::EVERY; sampling::LANES as usize]) {
+            tracing::warn!("how many records are made stays as it was: {error}");
+        }
         // What the start itself took is no cost of watching.
-        let before = Sums { total: cpu_time(ClockId::ProcessCPUTime), ..Sums::default() };
+        let estimated_ns = costs.estimated_ns().unwrap_or_default();
+        let total = cpu_time(ClockId::ProcessCPUTime) + probes(&estimated_ns);
+        let records = Duration::from_nanos(estimated_ns[Part::Records as usize]);
+        let before = Sums { total, records, estimated_ns };
         Self { governor: Governor::new(budget_ratio, costs.cpus()), costs, before }
     }
 
@@ -57,10 +64,9 @@ impl Cost {
     /// When the kernel does not tell or refuses the new sampling.
     pub(super) fn step(&mut self, length: Duration, draining: &Draining) -> Result<(), KernelError> {
         let estimated_ns = self.costs.estimated_ns()?;
-        let of = |part: Part| Duration::from_nanos(estimated_ns[part as usize]);
         let now = Sums {
-            total: cpu_time(ClockId::ProcessCPUTime) + of(Part::TcpConnect) + of(Part::FileWrite),
-            records: draining.so_far() + of(Part::Records),
+            total: cpu_time(ClockId::ProcessCPUTime) + probes(&estimated_ns),
+            records: draining.so_far() + Duration::from_nanos(estimated_ns[Part::Records as usize]),
             estimated_ns,
         };
         let before = std::mem::replace(&mut self.before, now);
@@ -100,6 +106,12 @@ impl Cost {
             kept_ratios: [("details", details), ("failures", failures)],
         }
     }
+}
+
+/// Time of the probes' programs; that of records is part of it.
+fn probes(estimated_ns: &[u64; Part::ALL.len()]) -> Duration {
+    let of = |part: Part| Duration::from_nanos(estimated_ns[part as usize]);
+    of(Part::TcpConnect) + of(Part::FileWrite)
 }
 
 fn cpu_time(clock: ClockId) -> Duration {

@@ -15,6 +15,7 @@ pub(super) struct LoadedCore {
     pub(super) diagnostics: Option<crate::kernel::Diagnostics>,
     pub(super) counters: Option<(crate::kernel::Counters, u64)>,
     pub(super) costs: Option<crate::kernel::Costs>,
+    pub(super) kept: crate::kernel::Kept,
     pub(super) report: Report,
     pub(super) failure: Option<String>,
     /// Why nothing can be kept in the state folder.
@@ -31,6 +32,7 @@ impl LoadedCore {
                 diagnostics: Some(core.diagnostics),
                 counters: Some((core.counters, core.shards)),
                 costs: Some(core.costs),
+                kept: core.kept,
                 report: core.report,
                 failure: None,
                 unkept: None,
@@ -42,6 +44,7 @@ impl LoadedCore {
                 diagnostics: None,
                 counters: None,
                 costs: None,
+                kept: crate::kernel::Kept::default(),
                 report: Arc::default(),
                 unkept: None,
                 failure: Some(failure),

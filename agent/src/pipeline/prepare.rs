@@ -85,6 +85,7 @@ pub fn prepare(config: &Config, config_file: Option<&Path>) -> Result<Prepared, 
     let book = Arc::new(Book::new(
         loaded.counters.take(),
         loaded.costs.take().map(|costs| Cost::new(costs, config.kernel.cost_budget)),
+        std::mem::take(&mut loaded.kept),
         Arc::clone(&loaded.report),
         (cgroups, processes),
         monotonic(),
