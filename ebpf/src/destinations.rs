@@ -55,14 +55,14 @@ pub fn count(key: &DestinationKey, connect: &Counted<'_>) {
 fn place_of(key: &DestinationKey) -> u32 {
     // SAFETY: places are only ever replaced whole.
     if let Some(place) = unsafe { DESTINATIONS.get(key) } {
-        return *place;
+        return *place as u32;
     }
     let Ok(Some(place)) = DEST_PLACES.pop() else { return DESTINATION_OTHER };
-    if DESTINATIONS.insert(key, &place, u64::from(BPF_NOEXIST)).is_ok() {
+    if DESTINATIONS.insert(key, &u64::from(place), u64::from(BPF_NOEXIST)).is_ok() {
         return place;
     }
     // Another CPU was quicker with the same destination, or the map is full.
     let _ = DEST_PLACES.push(place, 0);
     // SAFETY: as above.
-    unsafe { DESTINATIONS.get(key) }.copied().unwrap_or(DESTINATION_OTHER)
+    unsafe { DESTINATIONS.get(key) }.map_or(DESTINATION_OTHER, |place| *place as u32)
 }

@@ -4,11 +4,12 @@ use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, Q
 use aya_ebpf::macros::btf_map;
 use galen_common::accounting::{FATES as FATE_COUNT, Probe};
 use galen_common::cgroup::change_counts;
+use galen_common::cost::{Measured, Part, sampling};
 use galen_common::file_write::{
     TouchedFileKey, WRITE_SLOTS_MAX, WRITE_STARTS_SPILLED_MAX, WriteErrorKey, WriteSlot, WriteStart,
     WriteStats,
 };
-use galen_common::globals::{FAILURE_RING_BYTES, RINGS_MAX};
+use galen_common::globals::{FAILURE_RING_BYTES, RINGS_MAX, Runtime};
 use galen_common::record::CgroupKey;
 use galen_common::tcp_connect::{ConnectStart, ConnectStats, DestinationKey, DestinationStats};
 
@@ -37,7 +38,7 @@ pub static CONNECT_STATS: HashMap<CgroupKey, ConnectStats, 64> = HashMap::new();
 /// destination's place away without losing what is counted at that very moment: the place is given to another
 /// one only when nobody can hold it any more.
 #[btf_map]
-pub static DESTINATIONS: HashMap<DestinationKey, u32, 64> = HashMap::new();
+pub static DESTINATIONS: HashMap<DestinationKey, u64, 64> = HashMap::new();
 
 /// By place times the shards, plus the shard.
 #[btf_map]
@@ -60,6 +61,7 @@ pub static WRITE_STATS: HashMap<CgroupKey, WriteStats, 64> = HashMap::new();
 #[btf_map]
 pub static WRITE_ERRORS: HashMap<WriteErrorKey, u64, 4096> = HashMap::new();
 
+/// The value is the epoch of [`RUNTIME`] under which the file was touched last.
 #[btf_map]
 pub static TOUCHED_FILES: LruHashMap<TouchedFileKey, u64, 1024> = LruHashMap::new();
 
@@ -76,9 +78,20 @@ pub static OOM_MARKED: PerCpuArray<Marked, 1> = PerCpuArray::new();
 #[btf_map]
 pub static OOM_PAIRING: Array<u32, 1> = Array::new();
 
+#[btf_map]
+pub static RUNTIME: Array<Runtime, 1> = Array::new();
+
 /// By cgroup key.
 #[btf_map]
 pub static OOM_KILLS_LOST: HashMap<u64, u64, 64> = HashMap::new();
+
+/// By [`Part`].
+#[btf_map]
+pub static COSTS: PerCpuArray<Measured, { Part::ALL.len() }> = PerCpuArray::new();
+
+/// By lane, see [`sampling`].
+#[btf_map]
+pub static SAMPLING: Array<u32, { sampling::LANES as usize }> = Array::new();
 
 /// Cgroups that were made, removed or renamed.
 #[btf_map]

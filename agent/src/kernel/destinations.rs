@@ -6,8 +6,10 @@
 //! after. Only then are they added to the retired ones, and the place is given to others. So nothing is ever lost
 //! or counted for another.
 
-use aya::Ebpf;
-use aya::maps::{Array, HashMap, MapData, Queue};
+use std::collections::HashSet;
+use std::time::Duration;
+
+use aya::maps::{Array, Map, MapData, MapError, Queue};
 use galen_common::histogram::{MAX_POWER, bucket_range_ns, bucket_up_to};
 use galen_common::map_names;
 use galen_common::tcp_connect::{
@@ -16,6 +18,7 @@ use galen_common::tcp_connect::{
 };
 
 use super::KernelError;
+use super::batch::WholeMap;
 use super::counters::{map_failed, take};
 use super::wire::Wire;
 use crate::config;
@@ -49,10 +52,13 @@ impl Places {
     }
 }
 
+/// Longer than any program runs.
+const GRACE: Duration = Duration::from_millis(10);
+
 /// The maps that count by destination.
 pub struct Destinations {
     places: Places,
-    index: HashMap<MapData, Wire<DestinationKey>, u32>,
+    index: WholeMap<DestinationKey, u64>,
     stats: Array<MapData, Wire<DestinationStats>>,
     free: Queue<MapData, u32>,
     /// Places that were taken away and are not given to others yet.
@@ -161,19 +167,58 @@ const NOTHING: DestinationStats = DestinationStats {
 };
 
 impl Destinations {
-    /// Takes the maps, and makes all places free.
-    pub(super) fn take(ebpf: &mut Ebpf, places: Places) -> Result<Self, KernelError> {
+    /// Takes the maps that `source` hands out by name. Where an earlier process has used them, its destinations keep
+    /// their places, and what is in no destination's hands is free.
+    pub(super) fn take(
+        source: &mut impl FnMut(&'static str) -> Result<Map, KernelError>,
+        places: Places,
+    ) -> Result<Self, KernelError> {
         let mut own = Self {
             places,
-            index: take(ebpf, map_names::DESTINATIONS)?,
-            stats: take(ebpf, map_names::DESTINATION_STATS)?,
-            free: take(ebpf, map_names::DESTINATION_PLACES)?,
+            index: WholeMap::new(map_names::DESTINATIONS, source(map_names::DESTINATIONS)?)?,
+            stats: take(source, map_names::DESTINATION_STATS)?,
+            free: take(source, map_names::DESTINATION_PLACES)?,
             leaving: Vec::new(),
         };
-        for place in 0..places.max {
-            own.give(DESTINATION_FIRST + place)?;
+        let mut is_used = own.take_all_free()?;
+        let mut used = own.used()?;
+        if is_used || !used.is_empty() {
+            // Without free places the programs give none away; one that was about to do so has done it by then.
+            std::thread::sleep(GRACE);
+            is_used = true;
+            own.take_all_free()?;
+            used = own.used()?;
+        }
+        for place in (DESTINATION_FIRST..).take(places.max as usize) {
+            if used.contains(&place) {
+                continue;
+            }
+            if is_used && own.at(place)?.total() > 0 {
+                own.clear(place)?;
+            }
+            own.give(place)?;
         }
         Ok(own)
+    }
+
+    fn used(&self) -> Result<HashSet<u32>, KernelError> {
+        let mut used = HashSet::new();
+        self.index.for_each(|_, place| {
+            used.extend(u32::try_from(*place));
+        })?;
+        Ok(used)
+    }
+
+    /// Empties the queue of free places; whether there were any.
+    fn take_all_free(&mut self) -> Result<bool, KernelError> {
+        let mut any = false;
+        loop {
+            match self.free.pop(0) {
+                Ok(_) => any = true,
+                Err(MapError::ElementNotFound) => return Ok(any),
+                Err(error) => return Err(map_failed(map_names::DESTINATION_PLACES)(error)),
+            }
+        }
     }
 
     fn give(&mut self, place: u32) -> Result<(), KernelError> {
@@ -196,8 +241,9 @@ impl Destinations {
         for place in self.leaving.iter().copied().chain([DESTINATION_RETIRED]) {
             reading.other.add(&self.at(place)?);
         }
-        for entry in self.index.iter() {
-            let (Wire(key), place) = entry.map_err(map_failed(map_names::DESTINATIONS))?;
+        let mut found = Vec::new();
+        self.index.for_each(|key, place| found.extend(u32::try_from(*place).map(|place| (*key, place))))?;
+        for (key, place) in found {
             reading.destinations.push((key, self.at(place)?));
         }
         Ok(reading)
@@ -228,9 +274,11 @@ impl Destinations {
         }
         for key in gone {
             // Nobody but this agent removes entries, so one that is not there was removed by it.
-            let Ok(place) = self.index.get(&Wire(*key), 0) else { continue };
-            self.index.remove(&Wire(*key)).map_err(map_failed(map_names::DESTINATIONS))?;
-            self.leaving.push(place);
+            let Some(Ok(place)) = self.index.get(*key).map(u32::try_from) else { continue };
+            self.index.remove(*key);
+            if self.index.get(*key).is_none() {
+                self.leaving.push(place);
+            }
         }
         Ok(())
     }

@@ -2,7 +2,9 @@
 
 use galen_common::accounting::FATES;
 use galen_common::cgroup::change_counts;
+use galen_common::cost::Measured;
 use galen_common::file_write::{WriteErrorKey, WriteStats};
+use galen_common::globals::Runtime;
 use galen_common::record::CgroupKey;
 use galen_common::tcp_connect::{ConnectStats, DestinationKey, DestinationStats};
 
@@ -34,5 +36,7 @@ plain_bytes!(
     WriteStats,
     WriteErrorKey,
     FateCounts,
-    ChangeCounts
+    ChangeCounts,
+    Runtime,
+    Measured,
 );

@@ -1,6 +1,6 @@
 //! What is known of destinations beyond their counters: which are idle, and what each did of late.
 //!
-//! Pure; bounded by the places that the kernel side has for destinations.
+//! Bounded by the places that the kernel side has for destinations.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -8,14 +8,14 @@ use std::time::Duration;
 use galen_common::tcp_connect::DestinationKey;
 
 use crate::event::{Destination, DestinationCounters, DestinationTotals, DestinationsTotals};
-use crate::kernel::DestinationReading;
+use crate::kernel::{Counters, DestinationReading, KernelError};
 
 /// What a destination did of late is what it did since the mark before the last one.
 const MARK_EVERY: Duration = Duration::from_secs(300);
 
 /// The destinations that have a place.
 #[derive(Debug)]
-pub(super) struct Ledger {
+pub(super) struct DestinationBook {
     entries: HashMap<DestinationKey, Entry>,
     generation: u64,
     retired: u64,
@@ -32,13 +32,39 @@ struct Entry {
     marks: [DestinationCounters; 2],
 }
 
-impl Ledger {
+impl DestinationBook {
     pub(super) fn new(idle_after: Duration, now_mono: Duration) -> Self {
         Self { entries: HashMap::new(), generation: 0, retired: 0, marked_at: now_mono, idle_after }
     }
 
+    /// What the destinations stand at.
+    pub(super) fn read(
+        &mut self,
+        counters: &Counters,
+        now_mono: Duration,
+    ) -> Result<DestinationsTotals, KernelError> {
+        if !counters.destinations.are_counted() {
+            return Ok(DestinationsTotals::default());
+        }
+        Ok(self.take(counters.destinations.read()?, now_mono))
+    }
+
+    /// Takes the places of idle destinations away. What fails is tried again by the next sweep.
+    pub(super) fn sweep(&mut self, counters: Option<&mut Counters>, now_mono: Duration) {
+        let Some(counters) = counters else { return };
+        let swept = self.read(counters, now_mono).and_then(|_| {
+            let idle = self.idle(now_mono);
+            counters.destinations.retire(&idle)?;
+            self.retire(&idle);
+            Ok(())
+        });
+        if let Err(error) = swept {
+            tracing::warn!("idle destinations keep their places: {error}");
+        }
+    }
+
     /// Takes a reading; gives it with names and with what each destination did of late.
-    pub(super) fn take(&mut self, reading: DestinationReading, now_mono: Duration) -> DestinationsTotals {
+    fn take(&mut self, reading: DestinationReading, now_mono: Duration) -> DestinationsTotals {
         let marks = now_mono.saturating_sub(self.marked_at) >= MARK_EVERY;
         if marks {
             self.marked_at = now_mono;
@@ -79,13 +105,13 @@ impl Ledger {
     }
 
     /// Those that nobody connected to for long, by the last reading.
-    pub(super) fn idle(&self, now_mono: Duration) -> Vec<DestinationKey> {
+    fn idle(&self, now_mono: Duration) -> Vec<DestinationKey> {
         let is_idle = |entry: &Entry| now_mono.saturating_sub(entry.moved_at) >= self.idle_after;
         self.entries.iter().filter(|(_, entry)| is_idle(entry)).map(|(key, _)| *key).collect()
     }
 
     /// Forgets those whose places were taken away.
-    pub(super) fn retire(&mut self, gone: &[DestinationKey]) {
+    fn retire(&mut self, gone: &[DestinationKey]) {
         for key in gone {
             self.retired += u64::from(self.entries.remove(key).is_some());
         }
@@ -117,7 +143,7 @@ mod tests {
 
     #[test]
     fn only_those_that_do_not_move_for_long_are_idle() {
-        let mut ledger = Ledger::new(Duration::from_secs(60), START);
+        let mut ledger = DestinationBook::new(Duration::from_secs(60), START);
         ledger.take(reading(&[(1, 5), (2, 5)]), START);
         let later = START + Duration::from_secs(40);
         ledger.take(reading(&[(1, 5), (2, 6)]), later);
@@ -132,7 +158,7 @@ mod tests {
 
     #[test]
     fn of_late_is_the_last_five_to_ten_minutes() {
-        let mut ledger = Ledger::new(Duration::from_secs(3600), START);
+        let mut ledger = DestinationBook::new(Duration::from_secs(3600), START);
         let mut recent = |minutes: u64, count| {
             let now = START + Duration::from_secs(minutes * 60);
             ledger.take(reading(&[(1, count)]), now).destinations[0].recent.total()
@@ -150,7 +176,7 @@ mod tests {
     fn a_family_without_a_name_is_counted_as_other() {
         let mut reading = reading(&[(1, 5)]);
         reading.destinations[0].0.family = 99;
-        let totals = Ledger::new(START, START).take(reading, START);
+        let totals = DestinationBook::new(START, START).take(reading, START);
         assert_eq!((totals.destinations.len(), totals.other.total()), (0, 5));
     }
 }

@@ -7,11 +7,14 @@
 
 mod book;
 mod clock;
+mod cost;
 mod destinations;
 mod drain;
 mod enrich;
 mod fates;
+mod governor;
 mod hierarchy;
+mod loaded;
 mod losses;
 mod outlet;
 mod prepare;

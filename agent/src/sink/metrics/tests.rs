@@ -7,9 +7,9 @@ use super::families::{ALL, Type};
 use super::parser::{Page, parse};
 use super::*;
 use crate::event::{
-    Body, CgroupTotals, Destination, DestinationCounters, DestinationTotals, DestinationsTotals, Errno,
-    Event, Fault, HealthState, Histogram, Identity, IdentityTotals, OomScope, Probe, ProbeFates, ProbeInfo,
-    ProgramTotals, Signal, WallTime,
+    Body, CgroupTotals, CostTotals, Destination, DestinationCounters, DestinationTotals, DestinationsTotals,
+    Errno, Event, Fault, HealthState, Histogram, Identity, IdentityTotals, OomScope, Probe, ProbeFates,
+    ProbeInfo, ProgramTotals, Signal, WallTime,
 };
 use crate::healing::ActionCount;
 
@@ -82,8 +82,15 @@ fn totals(cgroups: Vec<CgroupTotals>) -> Totals {
         cri_failures: vec![("timed_out", 1)],
         ..IdentityTotals::default()
     };
+    let cost = CostTotals {
+        estimated_ns: [1_000, 2_500_000_000, 3],
+        node_ratio: 0.015,
+        budget_ratio: 0.01,
+        kept_ratios: [("details", 0.25), ("failures", 1.0)],
+    };
     Totals {
         destinations: destinations(),
+        cost: Some(cost),
         cgroups,
         fates: vec![fates],
         programs: vec![program.clone(), program],
