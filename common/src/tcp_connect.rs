@@ -288,8 +288,7 @@ pub const DESTINATION_FIRST_POWER: i32 = -18;
 #[must_use]
 pub const fn destination_bucket(index: usize) -> usize {
     const BELOW: usize = (DESTINATION_FIRST_POWER - ZERO_POWER) as usize;
-    let power = (index + (1 << SCHEMA) - 1) >> SCHEMA;
-    if power < BELOW { 0 } else { power - BELOW }
+    index.div_ceil(1 << SCHEMA).saturating_sub(BELOW)
 }
 
 const _: () = assert!(destination_bucket(BUCKETS - 1) < DESTINATION_BUCKETS);
