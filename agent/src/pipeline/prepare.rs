@@ -8,7 +8,8 @@ use tokio::sync::oneshot;
 
 use super::book::Book;
 use super::clock::{monotonic, slept_ns};
-use super::start::{LoadedCore, StartError, lock_state_dir, start_core, start_policies};
+use super::start::{LoadedCore, StartError, start_core, start_policies};
+use super::state_lock::lock_state_dir;
 use crate::config::Config;
 use crate::healing::policy::{PolicySet, Spec};
 use crate::identity::{Cgroups, OomFunctions, Processes};
