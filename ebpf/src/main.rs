@@ -14,6 +14,7 @@
 mod cgroup;
 mod emit;
 mod file_write;
+mod handshake;
 mod maps;
 mod oom_kill;
 mod read;

@@ -1,14 +1,23 @@
 //! Every kind, every length, every size that a header can state, held against a table that says what becomes of it.
 //!
-//! The table is written out, and not computed from the reader's own sizes: it fails when a layout changes by
-//! accident.
+//! The lengths are those of `galen_common`, which states its own layout.
+
+use std::mem::offset_of;
+
+use galen_common::file_write::{FileWritePathRecord, FileWriteRecord};
+use galen_common::oom_kill::OomKillRecord;
+use galen_common::tcp_connect::TcpConnectRecord;
 
 use super::*;
 
-/// Kind, its name, the lengths that a record of it may have.
-const KINDS: [(u32, Probe, &[usize]); 3] =
-    [(1, Probe::TcpConnect, &[120]), (2, Probe::FileWrite, &[104, 616]), (3, Probe::OomKill, &[384])];
-const LONGEST: usize = 616;
+const CONNECT: usize = size_of::<TcpConnectRecord>();
+const WRITE: usize = size_of::<FileWriteRecord>();
+const WRITE_WITH_PATH: usize = size_of::<FileWritePathRecord>();
+const OOM: usize = size_of::<OomKillRecord>();
+
+/// Kind, and the lengths that a record of it may have.
+const KINDS: [(u32, &[usize]); 3] = [(1, &[CONNECT]), (2, &[WRITE, WRITE_WITH_PATH]), (3, &[OOM])];
+const LONGEST: usize = WRITE_WITH_PATH;
 /// Miri takes a thousand times as long for each.
 const STEP: usize = if cfg!(miri) { 13 } else { 1 };
 
@@ -17,7 +26,7 @@ fn kinds() -> impl Iterator<Item = u32> {
 }
 
 fn lengths() -> impl Iterator<Item = usize> {
-    let own = KINDS.iter().flat_map(|(_, _, lengths)| lengths.iter().copied());
+    let own = KINDS.iter().flat_map(|(_, lengths)| lengths.iter().copied());
     (0..=LONGEST + 8).step_by(STEP).chain(own).chain([4096, 65_536])
 }
 
@@ -34,7 +43,7 @@ fn expected(kind: u32, length: usize, says: u32) -> &'static [&'static str] {
     if length < 56 {
         return &["too_short"];
     }
-    let Some((_, _, lengths)) = KINDS.iter().find(|(known, _, _)| *known == kind) else {
+    let Some((_, lengths)) = KINDS.iter().find(|(known, _)| *known == kind) else {
         return &["unknown_kind"];
     };
     if length > *lengths.last().unwrap_or(&0) {
@@ -76,22 +85,24 @@ fn every_kind_length_and_stated_size_has_its_reason() {
 /// Where a length or a number of the record stands, and values that it must not be believed for.
 #[test]
 fn lengths_within_a_record_are_not_believed() {
-    const PATH_LEN_AT: usize = 92;
-    const STACK_LEN_AT: usize = 108;
+    const PATH_LEN_AT: usize = offset_of!(FileWriteRecord, path_len);
+    const STACK_LEN_AT: usize = offset_of!(OomKillRecord, stack_len);
+    const REASON_AT: usize = offset_of!(FileWriteRecord, reason);
     let numbers = [0, 1, 31, 32, 33, 128, 511, 512, 513, 616, 0x7fff_ffff, 0x8000_0000, u32::MAX];
-    for (_, length) in [("plain", 104), ("with a path", 616)] {
+    for (_, length) in [("plain", WRITE), ("with a path", WRITE_WITH_PATH)] {
         for number in numbers {
             let mut bytes = record(2, length, u32::try_from(length).unwrap(), b'x');
-            bytes[88..92].copy_from_slice(&1_u32.to_ne_bytes());
+            bytes[REASON_AT..REASON_AT + 4].copy_from_slice(&1_u32.to_ne_bytes());
             bytes[PATH_LEN_AT..PATH_LEN_AT + 4].copy_from_slice(&number.to_ne_bytes());
             let RawBody::FileWrite(write) = decode(&bytes).unwrap().body else { panic!("another kind") };
             // A name without an end is a name; one that is not there is absent.
-            let expected = (length == 616 && (1..=512).contains(&number)).then_some(number as usize + 1);
+            let expected =
+                (length == WRITE_WITH_PATH && (1..=512).contains(&number)).then_some(number as usize + 1);
             assert_eq!(write.path_in_fs.map(|path| path.len()), expected, "{length} bytes, path of {number}");
         }
     }
     for number in numbers {
-        let mut bytes = record(3, 384, 384, 0x11);
+        let mut bytes = record(3, OOM, OOM as u32, 0x11);
         bytes[STACK_LEN_AT..STACK_LEN_AT + 4].copy_from_slice(&number.to_ne_bytes());
         let RawBody::OomKill(kill) = decode(&bytes).unwrap().body else { panic!("another kind") };
         assert_eq!(kill.stack.len(), (number as usize).min(32));
@@ -101,7 +112,7 @@ fn lengths_within_a_record_are_not_believed() {
 #[test]
 fn a_name_without_an_end_and_a_name_of_any_bytes_are_names() {
     for (fill, expected) in [(b'x', "x".repeat(16)), (0xff, "\u{fffd}".repeat(16))] {
-        let mut bytes = record(3, 384, 384, 0);
+        let mut bytes = record(3, OOM, OOM as u32, 0);
         bytes[36..40].copy_from_slice(&header_flags::HAS_TASK.to_ne_bytes());
         bytes[40..56].fill(fill);
         assert_eq!(decode(&bytes).unwrap().task.comm.as_deref(), Some(&*expected));
