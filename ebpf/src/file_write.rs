@@ -15,12 +15,12 @@ use galen_common::file_write::{
     FileWritePathRecord, FileWriteRecord, NAME_BYTES, PATH_BYTES, PATH_DEPTH, Reason, TouchedFileKey,
     WriteErrorKey, WriteStart, WriteStats,
 };
-use galen_common::globals::emit as emit_rule;
+use galen_common::globals::{Runtime, emit as emit_rule};
 use galen_common::histogram::{BUCKETS, bucket_of};
 use galen_common::record::RecordKind;
 
 use crate::emit::{Lane, add, count, emit};
-use crate::maps::{TOUCHED_FILES, WRITE_ERRORS, WRITE_STATS};
+use crate::maps::{RUNTIME, TOUCHED_FILES, WRITE_ERRORS, WRITE_STATS};
 use crate::read::{Direct, Probe, Reader};
 use crate::settings::{self, get, has};
 use crate::stats;
@@ -258,12 +258,14 @@ fn count_error(cgroup_id: u64, returned: i64) {
 #[inline(always)]
 fn report(start: &WriteStart, now: u64, latency_ns: u64, cgroup_id: u64, returned: i64) {
     let rule = get(&settings::WRITE_EMIT);
-    let is_own = (bpf_get_current_pid_tgid() >> 32) == get(&settings::SELF_PID);
+    // SAFETY: the pointer is a map's value; user space writes it before it reads the rings.
+    let runtime = RUNTIME.get_ptr(0).map_or(Runtime { self_pid: 0, epoch: 0 }, |runtime| unsafe { *runtime });
+    let is_own = (bpf_get_current_pid_tgid() >> 32) == runtime.self_pid;
     if rule == emit_rule::NONE || is_own {
         count(Subject::FileWrite, Fate::Filtered);
         return;
     }
-    let first = get(&settings::WRITE_FIRST_TOUCH) != 0 && is_first_touch(start, cgroup_id);
+    let first = get(&settings::WRITE_FIRST_TOUCH) != 0 && is_first_touch(start, cgroup_id, runtime.epoch);
     let reason = if returned < 0 {
         Reason::Error
     } else if latency_ns >= get(&settings::WRITE_SLOW_NS) {
@@ -323,13 +325,15 @@ impl Write<'_> {
 }
 
 #[inline(always)]
-fn is_first_touch(start: &WriteStart, cgroup_id: u64) -> bool {
+fn is_first_touch(start: &WriteStart, cgroup_id: u64, epoch: u64) -> bool {
     let key = TouchedFileKey { cgroup_id, inode: start.inode, dev: start.dev, generation: start.generation };
-    if TOUCHED_FILES.get_ptr(&key).is_some() {
-        return false;
+    if let Some(touched) = TOUCHED_FILES.get_ptr(&key) {
+        // SAFETY: the pointer is a map's value.
+        if unsafe { *touched } == epoch {
+            return false;
+        }
     }
-    let seen = 1;
-    TOUCHED_FILES.insert(&key, &seen, u64::from(BPF_ANY)).is_ok()
+    TOUCHED_FILES.insert(&key, &epoch, u64::from(BPF_ANY)).is_ok()
 }
 
 /// Writes the names of the file's path, from the file upwards; returns the bytes used, 0 when the path

@@ -83,6 +83,7 @@ pub fn prepare(config: &Config, config_file: Option<&Path>) -> Result<Prepared, 
     }
     let book = Arc::new(Book::new(
         loaded.counters.take(),
+        std::mem::take(&mut loaded.kept),
         Arc::clone(&loaded.report),
         (cgroups, processes),
         monotonic(),

@@ -283,6 +283,7 @@ pub(super) struct LoadedCore {
     rings: Option<(crate::kernel::Rings, crate::kernel::OomRing)>,
     diagnostics: Option<crate::kernel::Diagnostics>,
     pub(super) counters: Option<(crate::kernel::Counters, u64)>,
+    pub(super) kept: crate::kernel::Kept,
     pub(super) report: Report,
     failure: Option<String>,
     /// Why nothing can be kept in the state folder.
@@ -298,6 +299,7 @@ impl LoadedCore {
                 rings: Some((core.rings, core.oom_ring)),
                 diagnostics: Some(core.diagnostics),
                 counters: Some((core.counters, core.shards)),
+                kept: core.kept,
                 report: core.report,
                 failure: None,
                 unkept: None,
@@ -308,6 +310,7 @@ impl LoadedCore {
                 rings: None,
                 diagnostics: None,
                 counters: None,
+                kept: crate::kernel::Kept::default(),
                 report: Arc::default(),
                 unkept: None,
                 failure: Some(failure),
