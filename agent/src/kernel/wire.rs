@@ -2,6 +2,7 @@
 
 use galen_common::accounting::FATES;
 use galen_common::cgroup::change_counts;
+use galen_common::cost::Measured;
 use galen_common::file_write::{WriteErrorKey, WriteStats};
 use galen_common::globals::Runtime;
 use galen_common::record::CgroupKey;
@@ -33,7 +34,17 @@ macro_rules! plain_bytes {
     };
 }
 
-plain_bytes!(u64, CgroupKey, ConnectStats, WriteStats, WriteErrorKey, FateCounts, ChangeCounts, Runtime);
+plain_bytes!(
+    u64,
+    CgroupKey,
+    ConnectStats,
+    WriteStats,
+    WriteErrorKey,
+    FateCounts,
+    ChangeCounts,
+    Runtime,
+    Measured,
+);
 
 #[cfg(test)]
 mod tests {
