@@ -6,25 +6,25 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, generated::bpf_probe_read_kernel_str};
 use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint, tracepoint};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext, TracePointContext};
 use galen_common::accounting::{Fate, Probe as Subject};
 use galen_common::file_write::{
-    FileWritePathRecord, FileWriteRecord, NAME_BYTES, PATH_BYTES, PATH_DEPTH, Reason, TouchedFileKey,
-    WriteErrorKey, WriteStart, WriteStats,
+    FileStats, FileWritePathRecord, FileWriteRecord, NAME_BYTES, PATH_BYTES, PATH_DEPTH, Reason,     WriteErrorKey, WriteStart, WriteStats,
 };
 use galen_common::globals::emit as emit_rule;
 use galen_common::histogram::{BUCKETS, bucket_of};
 use galen_common::record::RecordKind;
 
 use crate::emit::{Lane, add, count, emit};
-use crate::maps::{TOUCHED_FILES, WRITE_ERRORS, WRITE_STATS};
+use crate::maps::{WRITE_ERRORS, WRITE_STATS};
 use crate::read::{Direct, Probe, Reader};
 use crate::settings::{self, get, has};
 use crate::stats;
 use crate::task::{Current, TaskIds, current_cgroup_id, header};
+use crate::touched;
 use crate::write_starts;
 
 const S_IFMT: u16 = 0o170_000;
@@ -229,7 +229,8 @@ fn exit<R: Current>(ctx: &impl EbpfContext, returned: i64) {
             }
         }
     }
-    report(&start, now, latency_ns, cgroup_id, returned);
+    let file = touched::count(&start, cgroup_id, latency_ns, returned);
+    report(&start, now, latency_ns, cgroup_id, returned, file);
 }
 
 #[inline(never)]
@@ -256,14 +257,21 @@ fn count_error(cgroup_id: u64, returned: i64) {
 
 /// Makes a record of a write if it is notable, else counts it as filtered.
 #[inline(always)]
-fn report(start: &WriteStart, now: u64, latency_ns: u64, cgroup_id: u64, returned: i64) {
+fn report(
+    start: &WriteStart,
+    now: u64,
+    latency_ns: u64,
+    cgroup_id: u64,
+    returned: i64,
+    file: Option<*mut FileStats>,
+) {
     let rule = get(&settings::WRITE_EMIT);
     let is_own = (bpf_get_current_pid_tgid() >> 32) == get(&settings::SELF_PID);
     if rule == emit_rule::NONE || is_own {
         count(Subject::FileWrite, Fate::Filtered);
         return;
     }
-    let first = get(&settings::WRITE_FIRST_TOUCH) != 0 && is_first_touch(start, cgroup_id);
+    let first = get(&settings::WRITE_FIRST_TOUCH) != 0 && file.is_some_and(touched::is_first);
     let reason = if returned < 0 {
         Reason::Error
     } else if latency_ns >= get(&settings::WRITE_SLOW_NS) {
@@ -320,16 +328,6 @@ impl Write<'_> {
             reserved: 0,
         }
     }
-}
-
-#[inline(always)]
-fn is_first_touch(start: &WriteStart, cgroup_id: u64) -> bool {
-    let key = TouchedFileKey { cgroup_id, inode: start.inode, dev: start.dev, generation: start.generation };
-    if TOUCHED_FILES.get_ptr(&key).is_some() {
-        return false;
-    }
-    let seen = 1;
-    TOUCHED_FILES.insert(&key, &seen, u64::from(BPF_ANY)).is_ok()
 }
 
 /// Writes the names of the file's path, from the file upwards; returns the bytes used, 0 when the path

@@ -5,7 +5,7 @@ use aya_ebpf::macros::btf_map;
 use galen_common::accounting::{FATES as FATE_COUNT, Probe};
 use galen_common::cgroup::change_counts;
 use galen_common::file_write::{
-    TouchedFileKey, WRITE_SLOTS_MAX, WRITE_STARTS_SPILLED_MAX, WriteErrorKey, WriteSlot, WriteStart,
+    FileStats, TouchedFileKey, WRITE_SLOTS_MAX, WRITE_STARTS_SPILLED_MAX, WriteErrorKey, WriteSlot, WriteStart,
     WriteStats,
 };
 use galen_common::globals::{FAILURE_RING_BYTES, RINGS_MAX};
@@ -47,7 +47,7 @@ pub static WRITE_STATS: HashMap<CgroupKey, WriteStats, 64> = HashMap::new();
 pub static WRITE_ERRORS: HashMap<WriteErrorKey, u64, 4096> = HashMap::new();
 
 #[btf_map]
-pub static TOUCHED_FILES: LruHashMap<TouchedFileKey, u64, 1024> = LruHashMap::new();
+pub static TOUCHED_FILES: LruHashMap<TouchedFileKey, FileStats, 1024> = LruHashMap::new();
 
 /// What the identity program of the OOM probe found, for the one that runs right after it on this CPU.
 #[btf_map]

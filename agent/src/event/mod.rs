@@ -24,7 +24,7 @@ pub use crate::kernel::{Histogram, ProbeInfo, ProgramTotals};
 pub use signal::FaultSignal;
 pub use tcp_connect::{FastOpen, TcpConnect};
 pub use time::WallTime;
-pub use totals::{CgroupTotals, IdentityTotals, ProbeFates, Totals};
+pub use totals::{CgroupTotals, FileCounts, FileTotals, IdentityTotals, ProbeFates, Totals};
 pub use window::{SubjectWindow, Tick};
 
 /// One event, as it is printed (one JSON object a line) and handed to every consumer.
@@ -211,7 +211,7 @@ impl Body {
 pub struct FileWrite {
     /// The file's path.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub path: Option<Box<str>>,
+    pub path: Option<Arc<str>>,
     /// `MAJOR:MINOR` of the filesystem's device.
     pub dev: Dev,
     /// Inode number.
@@ -238,6 +238,14 @@ pub struct Dev {
     pub major: u32,
     /// Minor number.
     pub minor: u32,
+}
+
+impl Dev {
+    /// A device as the kernel holds it (`super_block.s_dev`).
+    #[must_use]
+    pub const fn from_kernel(dev: u32) -> Self {
+        Self { major: dev >> 20, minor: dev & 0xf_ffff }
+    }
 }
 
 impl std::fmt::Display for Dev {

@@ -7,6 +7,7 @@
 mod cgroups;
 mod container;
 pub mod cri;
+mod file_names;
 mod files;
 mod handle;
 mod names;
@@ -16,6 +17,7 @@ mod roots;
 
 pub use cgroups::Cgroups;
 pub use container::identify;
+pub use file_names::{FileId, FileNames};
 pub use files::Files;
 pub use names::{Name, Names};
 pub use oom_scope::OomFunctions;

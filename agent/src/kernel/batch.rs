@@ -222,7 +222,7 @@ mod tests {
     fn batches_and_the_walk_find_the_same_entries_however_small_the_first_batch() {
         let Some(data) = map(BPF_MAP_TYPE_HASH as u32, 16) else { return };
         let mut whole = WholeMap::<CgroupKey, u64>::new("TEST", Map::HashMap(data)).unwrap();
-        assert!(all(|mut take| whole.for_each(&mut take).unwrap()).is_empty());
+        assert!(all(|take| whole.for_each(take).unwrap()).is_empty());
         for id in 0..ENTRIES {
             whole.insert(CgroupKey { cgroup_id: id, shard: 1 }, id * 7).unwrap();
         }
@@ -234,7 +234,7 @@ mod tests {
             assert_eq!(found, expected, "with room for {room}");
         }
         whole.remove(CgroupKey { cgroup_id: 5, shard: 1 });
-        assert_eq!(all(|mut take| whole.for_each(&mut take).unwrap()).len() as u64, ENTRIES - 1);
+        assert_eq!(all(|take| whole.for_each(take).unwrap()).len() as u64, ENTRIES - 1);
         assert!(!whole.one_by_one.load(Ordering::Relaxed), "this kernel has batches");
     }
 

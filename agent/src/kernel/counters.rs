@@ -8,7 +8,7 @@ use aya::maps::{Map, MapData, MapError, PerCpuArray};
 use aya::programs::ProgramFd;
 use aya::{Ebpf, Pod};
 use galen_common::accounting::{FATES, Fate, Probe};
-use galen_common::file_write::{WriteErrorKey, WriteStats};
+use galen_common::file_write::{FileStats, TouchedFileKey, WriteErrorKey, WriteStats};
 use galen_common::histogram::BUCKETS;
 use galen_common::map_names;
 use galen_common::record::CgroupKey;
@@ -25,6 +25,7 @@ pub struct Counters {
     connects: WholeMap<CgroupKey, ConnectStats>,
     writes: WholeMap<CgroupKey, WriteStats>,
     errors: WholeMap<WriteErrorKey, u64>,
+    files: WholeMap<TouchedFileKey, FileStats>,
     oom_kills_lost: aya::maps::HashMap<MapData, u64, u64>,
     programs: Vec<(String, ProgramFd)>,
     /// Connects, writes and lost OOM kills of cgroups whose counters were given up.
@@ -89,6 +90,7 @@ impl Counters {
             connects: take_whole(ebpf, map_names::CONNECT_STATS)?,
             writes: take_whole(ebpf, map_names::WRITE_STATS)?,
             errors: take_whole(ebpf, map_names::WRITE_ERRORS)?,
+            files: take_whole(ebpf, map_names::TOUCHED_FILES)?,
             oom_kills_lost: take(ebpf, map_names::OOM_KILLS_LOST)?,
             programs: Vec::new(),
             forgotten: [0; 3],
@@ -144,6 +146,15 @@ impl Counters {
         Ok(reading)
     }
 
+    /// Gives what was written to each file to `take`. Read before [`Counters::read`], no file has more than its
+    /// cgroup.
+    ///
+    /// # Errors
+    /// As [`Counters::read`].
+    pub fn for_each_file(&self, mut take: impl FnMut(TouchedFileKey, &FileStats)) -> Result<(), KernelError> {
+        self.files.for_each(|key, stats| take(*key, stats))
+    }
+
     fn read_fates(&self) -> Result<[KernelFates; 3], KernelError> {
         let mut all = [KernelFates::default(); 3];
         for probe in Probe::ALL {
@@ -168,6 +179,15 @@ impl Counters {
         });
         for key in errors {
             self.errors.remove(key);
+        }
+        let mut files = Vec::new();
+        let _ = self.files.for_each(|key, _| {
+            if gone.contains(&key.cgroup_id) {
+                files.push(*key);
+            }
+        });
+        for key in files {
+            self.files.remove(key);
         }
         for cgroup_id in gone {
             self.forget_stats(*cgroup_id, shards);

@@ -6,12 +6,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::fates::Fates;
+use super::heaviest::Heaviest;
 use crate::event::{
-    CgroupTotals, Errno, Identity, IdentityTotals, OomScope, Probe, ProbeFates, SubjectWindow, Tick, Totals,
+    CgroupTotals, Errno, FileTotals, Identity, IdentityTotals, OomScope, Probe, ProbeFates, SubjectWindow, Tick, Totals,
     WallTime,
 };
 use crate::identity::cri::CriCounts;
-use crate::identity::{Cgroups, Processes};
+use crate::identity::{Cgroups, FileNames, Processes};
 use crate::kernel::{CgroupCounters, Counters, KernelError, Reading, Report};
 
 /// A cgroup that did nothing for this many readings is looked for: nobody may have told that it is gone.
@@ -25,6 +26,8 @@ pub struct Book {
     pub cgroups: Mutex<Cgroups>,
     /// What is known of processes.
     pub processes: Mutex<Processes>,
+    /// Paths of files that were written to.
+    pub file_names: Arc<Mutex<FileNames>>,
     /// What the container runtime was asked.
     pub cri: Arc<CriCounts>,
     /// Changes to the cgroup hierarchies that were lost, and scans for want of them.
@@ -66,6 +69,7 @@ struct Inner {
     readings: u32,
     /// The most kills without a name that any reading found: a reading in the middle of one finds fewer.
     nameless_kills: u64,
+    heaviest: Heaviest,
 }
 
 /// Where a cgroup's counters stood at the last window.
@@ -87,12 +91,14 @@ impl Book {
         counters: Option<(Counters, u64)>,
         report: Report,
         (cgroups, processes): (Cgroups, Processes),
+        heaviest_files: u32,
         now_mono: Duration,
     ) -> Self {
         let (counters, shards) = counters.map_or((None, 0), |(counters, shards)| (Some(counters), shards));
         Self {
             cgroups: Mutex::new(cgroups),
             processes: Mutex::new(processes),
+            file_names: Arc::default(),
             cri: Arc::default(),
             changes: Changes::default(),
             fates: Fates::default(),
@@ -106,6 +112,7 @@ impl Book {
                 dropped: 0,
                 readings: 0,
                 nameless_kills: 0,
+                heaviest: Heaviest::new(heaviest_files as usize),
             }),
         }
     }
@@ -125,6 +132,7 @@ impl Book {
     /// When the kernel refuses to hand out the counters.
     pub fn totals(&self) -> Result<Totals, KernelError> {
         let mut inner = lock(&self.inner);
+        let heaviest_files = self.heaviest_files(&mut inner)?;
         let Some(counters) = &inner.counters else {
             let identity = self.identity_totals();
             return Ok(Totals { probes: self.report.to_vec(), identity, ..Totals::default() });
@@ -153,7 +161,19 @@ impl Book {
         }
         drop(inner);
         let identity = self.identity_totals();
-        Ok(Totals { cgroups, fates, programs, probes: self.report.to_vec(), identity })
+        Ok(Totals { cgroups, fates, programs, probes: self.report.to_vec(), identity, heaviest_files })
+    }
+
+    /// Read before the counters of the cgroups, so that no file has more than they have.
+    fn heaviest_files(&self, inner: &mut Inner) -> Result<Vec<FileTotals>, KernelError> {
+        let Inner { counters: Some(counters), heaviest, .. } = inner else { return Ok(Vec::new()) };
+        if !heaviest.is_wanted() {
+            return Ok(Vec::new());
+        }
+        let mut candidates = heaviest.candidates();
+        counters.for_each_file(|key, stats| candidates.add(key, stats))?;
+        let mut names = lock(&self.file_names);
+        Ok(heaviest.rank(candidates, |id| self.identity(id), |file| names.get(file)))
     }
 
     /// What moved since the last window.
@@ -344,7 +364,7 @@ mod tests {
             Cgroups::new(&hierarchies, 1 << 20, Duration::ZERO),
             Processes::new("/proc".into(), crate::privilege::links::Links::here(), 1 << 20, 0),
         );
-        let book = Book::new(None, Arc::default(), names, Duration::ZERO);
+        let book = Book::new(None, Arc::default(), names, 20, Duration::ZERO);
         let reading = lock(&book.inner);
         let (done, counted) = std::sync::mpsc::channel();
         std::thread::scope(|scope| {

@@ -8,7 +8,6 @@ use super::clock::WallClock;
 use crate::event::decode::{Raw, RawBody, RawOomKill, RawWrite};
 use crate::event::{Body, Event, FileWrite, Identity, OomKill, OomScope, Task};
 use crate::identity::{Files, OomFunctions};
-use crate::privilege::links::Links;
 
 /// Gives names to records.
 pub(super) struct Enricher {
@@ -26,10 +25,10 @@ impl Enricher {
     pub(super) fn new(
         node: Arc<str>,
         proc: PathBuf,
-        links: Links,
+        files: Files,
         oom_functions: Arc<OnceLock<OomFunctions>>,
     ) -> Self {
-        Self { node, files: Files::new(&proc, links), proc, clock: WallClock::read(), oom_functions }
+        Self { node, files, proc, clock: WallClock::read(), oom_functions }
     }
 
     /// Reads the clocks again; to be called before each batch.

@@ -10,6 +10,7 @@ mod clock;
 mod drain;
 mod enrich;
 mod fates;
+mod heaviest;
 mod hierarchy;
 mod losses;
 mod outlet;

@@ -84,6 +84,7 @@ pub fn prepare(config: &Config, config_file: Option<&Path>) -> Result<Prepared, 
         loaded.counters.take(),
         Arc::clone(&loaded.report),
         (cgroups, processes),
+        config.kernel.file_write.heaviest_files,
         monotonic(),
     ));
     Ok(Prepared {

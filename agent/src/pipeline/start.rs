@@ -23,6 +23,7 @@ use crate::event::{Event, FaultSignal, HealthState, Probe, WallTime};
 use crate::healing::audit::Audit;
 use crate::healing::policy::PolicySet;
 use crate::healing::{Ends, Healer, HealerClient};
+use crate::identity::Files;
 use crate::identity::cri::{self, Cri};
 use crate::incidents::{self, Incidents};
 use crate::kernel::cgroups::Hierarchies;
@@ -173,12 +174,13 @@ fn spawn_parts(
     {
         tracing::warn!("changes to cgroups cannot be watched ({error}); they are read by the timer alone");
     }
+    let files = Files::new(&config.host.proc, links, Arc::clone(&book.file_names));
     let blind = blind_to(&loaded, &config.kernel);
     let drain = Drain {
         notify,
         hierarchy: Hierarchy::new(hierarchies, loaded.cgroup_changes),
         book: Arc::clone(&book),
-        enricher: Enricher::new(Arc::clone(&node), config.host.proc.clone(), links, oom_functions),
+        enricher: Enricher::new(Arc::clone(&node), config.host.proc.clone(), files, oom_functions),
         outlet: Outlet::new(parts, config, blind, WallTime::now()),
         incidents,
         healing,

@@ -86,7 +86,7 @@ impl App {
         }
     }
 
-    fn render(&self, totals: &Totals, format: Format) -> String {
+    fn render(&self, totals: &Totals, format: Format) -> Vec<u8> {
         let health = Arc::clone(&self.state.health.borrow());
         let printed = self.state.printer.as_ref().map_or([0; Kind::ALL.len()], |printer| printer.dropped());
         let outputs = [

@@ -1,10 +1,12 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use proptest::prelude::*;
+use prost::Message;
 
 use super::families::{ALL, Type};
-use super::parser::{Page, parse};
+use super::parser::{Page, Sample, parse};
+use super::protobuf::MetricFamily;
 use super::*;
 use crate::event::{
     Body, CgroupTotals, Errno, Event, Fault, HealthState, Histogram, Identity, IdentityTotals, OomScope,
@@ -127,7 +129,47 @@ fn render(exporter: &mut Exporter, totals: &Totals, format: Format) -> Page {
         outputs: &outputs,
         process: &process,
     };
-    parse(&exporter.render(&input, format), format)
+    let page = exporter.render(&input, format);
+    match format {
+        Format::Protobuf => messages(&page),
+        _ => parse(&String::from_utf8(page).unwrap(), format),
+    }
+}
+
+/// Reads the protobuf form as what the text form would say.
+fn messages(mut bytes: &[u8]) -> Page {
+    let mut page = Page::default();
+    while !bytes.is_empty() {
+        let family = MetricFamily::decode_length_delimited(&mut bytes).expect("a whole message");
+        let kind = match family.kind {
+            Some(0) => "counter",
+            Some(1) => "gauge",
+            Some(4) => "histogram",
+            other => panic!("type {other:?} of {}", family.name),
+        };
+        assert!(page.families.insert(family.name.clone(), kind.to_owned()).is_none(), "{} twice", family.name);
+        for metric in family.metric {
+            let labels: BTreeMap<_, _> = metric.label.into_iter().map(|pair| (pair.name, pair.value)).collect();
+            let mut add = |end: &str, le: Option<f64>, value: f64| {
+                let mut labels = labels.clone();
+                labels.extend(le.map(|le| ("le".to_owned(), le.to_string())));
+                page.samples.push(Sample { name: format!("{}{end}", family.name), labels, value });
+            };
+            if let Some(value) = metric.counter.or(metric.gauge) {
+                add("", None, value.value.unwrap());
+                continue;
+            }
+            let histogram = metric.histogram.expect("a value");
+            for bucket in histogram.bucket {
+                add("_bucket", bucket.upper_bound, bucket.cumulative_count.unwrap() as f64);
+            }
+            let count = histogram.sample_count.unwrap() as f64;
+            add("_bucket", Some(f64::INFINITY), count);
+            add("_sum", None, histogram.sample_sum.unwrap());
+            add("_count", None, count);
+        }
+    }
+    page
 }
 
 fn both(totals: &Totals) -> [Page; 2] {
@@ -135,19 +177,19 @@ fn both(totals: &Totals) -> [Page; 2] {
 }
 
 #[test]
-fn both_formats_hold_the_same_samples() {
-    let [text, open] =
-        both(&totals(vec![cgroup(unit("a"), &[1, 70, 5000, 1 << 40]), cgroup(Identity::default(), &[])]));
+fn all_forms_hold_the_same_samples() {
+    let totals = totals(vec![cgroup(unit("a\\\"b\n,c=\"\""), &[1, 70, 5000, 1 << 40]), cgroup(Identity::default(), &[])]);
+    let [text, open] = both(&totals);
+    let protobuf = render(&mut Exporter::new(1000), &totals, Format::Protobuf);
     let key = |page: &Page| -> Vec<String> {
-        let stable = |sample: &&super::parser::Sample| !sample.name.starts_with("process_");
+        let stable = |sample: &&Sample| !sample.name.starts_with("process_");
         page.samples
             .iter()
             .filter(stable)
             .map(|sample| {
                 let mut labels = sample.labels.clone();
-                if let Some(le) = labels.get_mut("le")
-                    && let Ok(number) = le.parse::<f64>()
-                {
+                if let Some(le) = labels.get_mut("le") {
+                    let number = if le == "+Inf" { f64::INFINITY } else { le.parse().unwrap() };
                     *le = number.to_string();
                 }
                 format!("{} {labels:?} {}", sample.name, sample.value)
@@ -155,8 +197,10 @@ fn both_formats_hold_the_same_samples() {
             .collect()
     };
     assert_eq!(key(&text), key(&open));
+    assert_eq!(key(&text), key(&protobuf));
     assert_eq!(text.families.len(), ALL.len());
     assert_eq!(text.families.keys().collect::<Vec<_>>(), open.families.keys().collect::<Vec<_>>());
+    assert!(protobuf.families.iter().all(|(name, kind)| text.families.get(name) == Some(kind)));
 }
 
 #[test]
