@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::client::{self, Reach};
 use super::text::{Format, Table, age, state_style};
 use crate::event::WallTime;
-use crate::sink::text::stdout_takes_color;
+use crate::sink::text::{bytes, micros, stdout_takes_color};
 
 /// Healthy subjects that are listed without `--all`.
 const HEALTHY_SHOWN: usize = 10;
@@ -85,6 +85,7 @@ fn for_people(status: &Value, all: bool, now: WallTime, color: bool) -> String {
     write_health(&mut out, status, all, now, color);
     out.push('\n');
     write_probes(&mut out, status, color);
+    write_files(&mut out, status, color);
     out
 }
 
@@ -127,6 +128,33 @@ fn write_probes(out: &mut String, status: &Value, color: bool) {
         ];
         table.row(Style::new(), cells);
     }
+    table.write(out, color);
+}
+
+fn write_files(out: &mut String, status: &Value, color: bool) {
+    let mut files = list(status, "heaviest_files").peekable();
+    if files.peek().is_none() {
+        return;
+    }
+    let mut table = Table::new(&["HEAVIEST FILE", "WRITTEN", "WRITES", "FAILED", "MEAN", "SUBJECT"]);
+    for file in files {
+        let number = |name: &str| file.get(name).and_then(Value::as_u64).unwrap_or(0);
+        let path = file
+            .get("path")
+            .and_then(Value::as_str)
+            .map_or_else(|| format!("inode {} on {}", number("inode"), word(file, "dev")), str::to_owned);
+        let mean = number("latency_sum_us").checked_div(number("writes"));
+        let cells = [
+            path,
+            bytes(number("bytes")),
+            number("writes").to_string(),
+            number("errors").to_string(),
+            mean.map_or_else(|| "-".to_owned(), micros),
+            word(file, "subject").to_owned(),
+        ];
+        table.row(Style::new(), cells);
+    }
+    out.push('\n');
     table.write(out, color);
 }
 
@@ -225,6 +253,10 @@ pub(super) mod tests {
             "health": health,
             "probes": [{"probe": "file_write", "hook": "vfs_write", "variant": "raw_tp", "refused": ["tp_btf: no BTF"]}],
             "events": {"file_write": {"seen": 9, "dropped": {"ring_full": 2, "no_ring": 1}}},
+            "heaviest_files": [
+                {"path": "/var/log/a", "subject": "unit:a", "writes": 4, "bytes": 2048, "errors": 0, "latency_sum_us": 80},
+                {"dev": "254:1", "inode": 7, "subject": "node", "writes": 0, "bytes": 0, "errors": 1, "latency_sum_us": 0},
+            ],
         });
         let text = for_people(&status, false, WallTime(120_000_000_000), false);
         let lines: Vec<_> = text.lines().collect();
@@ -233,6 +265,8 @@ pub(super) mod tests {
         assert_eq!(lines[4], "unhealthy  1m   unit:a   OOM kill; slow");
         assert!(text.contains("and 2 more that are healthy; --all lists them"), "{text}");
         assert!(text.contains("file_write  raw_tp   vfs_write  9     3        tp_btf: no BTF"), "{text}");
+        assert!(text.contains("/var/log/a        2.0 KiB  4       0       20 us  unit:a"), "{text}");
+        assert!(text.contains("inode 7 on 254:1  0 B      0       1       -      node"), "{text}");
         assert!(for_people(&status, true, WallTime(0), false).contains("unit:h11"));
     }
 }

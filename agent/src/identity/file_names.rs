@@ -40,7 +40,8 @@ impl FileNames {
 
     /// Forgets the files of all devices but those for which `stays` says so, asked once each.
     pub(super) fn retain_devices(&mut self, stays: impl Fn(Dev) -> bool) {
-        let devices: HashSet<Dev> = self.newer.keys().chain(self.older.keys()).map(|(dev, ..)| *dev).collect();
+        let devices: HashSet<Dev> =
+            self.newer.keys().chain(self.older.keys()).map(|(dev, ..)| *dev).collect();
         let stay: HashSet<Dev> = devices.into_iter().filter(|dev| stays(*dev)).collect();
         for generation in [&mut self.newer, &mut self.older] {
             generation.retain(|(dev, ..), _| stay.contains(dev));

@@ -8,8 +8,8 @@ use std::time::Duration;
 use super::fates::Fates;
 use super::heaviest::Heaviest;
 use crate::event::{
-    CgroupTotals, Errno, FileTotals, Identity, IdentityTotals, OomScope, Probe, ProbeFates, SubjectWindow, Tick, Totals,
-    WallTime,
+    CgroupTotals, Errno, FileTotals, Identity, IdentityTotals, OomScope, Probe, ProbeFates, SubjectWindow,
+    Tick, Totals, WallTime,
 };
 use crate::identity::cri::CriCounts;
 use crate::identity::{Cgroups, FileNames, Processes};

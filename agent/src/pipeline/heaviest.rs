@@ -131,7 +131,8 @@ impl Heaviest {
         }
         let mut files: Vec<_> = files.into_iter().collect();
         files.sort_by(|(a, (_, x)), (b, (_, y))| {
-            (Reverse((x.counts.bytes, x.counts.writes)), a).cmp(&(Reverse((y.counts.bytes, y.counts.writes)), b))
+            (Reverse((x.counts.bytes, x.counts.writes)), a)
+                .cmp(&(Reverse((y.counts.bytes, y.counts.writes)), b))
         });
         files.truncate(self.max);
         self.shown.clear();
@@ -188,7 +189,10 @@ mod tests {
             candidates.add(*key, &stats(*bytes));
         }
         let ranked = heaviest.rank(candidates, unit, path);
-        ranked.iter().map(|file| (format!("{}{}", file.identity.subject(), file.name()), file.counts.bytes)).collect()
+        ranked
+            .iter()
+            .map(|file| (format!("{}{}", file.identity.subject(), file.name()), file.counts.bytes))
+            .collect()
     }
 
     fn shown(list: &[(&str, u64)]) -> Vec<(String, u64)> {
@@ -199,7 +203,10 @@ mod tests {
     fn the_heaviest_come_first_by_path_or_number() {
         let mut heaviest = Heaviest::new(3);
         let entries = [(key(1, 1), 5), (key(1, 2), 9), (key(2, 1), 7), (key(1, 3), 1), (key(1, 100), 8)];
-        assert_eq!(rank(&mut heaviest, &entries), shown(&[("unit:u1/f2", 9), ("unit:u11:0:100", 8), ("unit:u2/f1", 7)]));
+        assert_eq!(
+            rank(&mut heaviest, &entries),
+            shown(&[("unit:u1/f2", 9), ("unit:u11:0:100", 8), ("unit:u2/f1", 7)])
+        );
     }
 
     #[test]
@@ -208,11 +215,19 @@ mod tests {
         assert_eq!(rank(&mut heaviest, &[(key(1, 1), 100)]), shown(&[("unit:u1/f1", 100)]));
         // Rotated: another inode, the same path.
         assert_eq!(rank(&mut heaviest, &[(key(1, 1), 100), (key(1, 11), 5)]), shown(&[("unit:u1/f1", 105)]));
-        assert_eq!(rank(&mut heaviest, &[(key(1, 11), 7)]), shown(&[("unit:u1/f1", 107)]), "the old one was given up");
+        assert_eq!(
+            rank(&mut heaviest, &[(key(1, 11), 7)]),
+            shown(&[("unit:u1/f1", 107)]),
+            "the old one was given up"
+        );
         // Given up and made anew between two readings.
         assert_eq!(rank(&mut heaviest, &[(key(1, 11), 2)]), shown(&[("unit:u1/f1", 109)]));
         assert_eq!(rank(&mut heaviest, &[]), []);
-        assert_eq!(rank(&mut heaviest, &[(key(1, 11), 1)]), shown(&[("unit:u1/f1", 1)]), "it left and came back");
+        assert_eq!(
+            rank(&mut heaviest, &[(key(1, 11), 1)]),
+            shown(&[("unit:u1/f1", 1)]),
+            "it left and came back"
+        );
     }
 
     #[test]

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::guard::{self, Guard, error};
 use super::readings::Readings;
 use super::{Origin, State, events, incidents};
-use crate::event::{Kind, ProbeFates, Totals};
+use crate::event::{FileTotals, Kind, ProbeFates, Totals};
 use crate::sink::history::SUBSCRIBER_SLOW;
 use crate::sink::metrics::{Exporter, Format, Input, OutputDrops, Process};
 use crate::sink::stdout::OUTPUT_FULL;
@@ -127,6 +127,7 @@ async fn status(Extract(app): Extract<Arc<App>>) -> Response {
         "probes": probes(&totals),
         "events": fates(&totals.fates),
         "healing": { "mode": *app.state.healing_mode.borrow() },
+        "heaviest_files": totals.heaviest_files.iter().map(file).collect::<Vec<_>>(),
     }))
     .into_response()
 }
@@ -144,6 +145,28 @@ fn probes(totals: &Totals) -> Vec<Value> {
             })
         })
         .collect()
+}
+
+/// The identity's fields and the file's own, as an event has them.
+fn file(file: &FileTotals) -> Value {
+    let mut fields = match serde_json::to_value(&*file.identity) {
+        Ok(Value::Object(fields)) => fields,
+        _ => Map::new(),
+    };
+    fields.extend(file.path.as_deref().map(|path| ("path".to_owned(), json!(path))));
+    let counts = &file.counts;
+    for (name, value) in [
+        ("dev", json!(file.dev)),
+        ("inode", json!(file.inode)),
+        ("subject", json!(file.identity.subject())),
+        ("writes", json!(counts.writes)),
+        ("bytes", json!(counts.bytes)),
+        ("errors", json!(counts.errors)),
+        ("latency_sum_us", json!(counts.latency_sum_ns / 1000)),
+    ] {
+        fields.insert(name.to_owned(), value);
+    }
+    Value::Object(fields)
 }
 
 fn fates(fates: &[ProbeFates]) -> Map<String, Value> {

@@ -296,7 +296,8 @@ fn healing(fields: &Fields) -> String {
 
 /// A length of time with the unit that leaves it one to four digits before the point.
 #[allow(clippy::cast_precision_loss, reason = "two decimals are shown")]
-fn micros(us: u64) -> String {
+#[must_use]
+pub fn micros(us: u64) -> String {
     match us {
         0..1_000 => format!("{us} us"),
         1_000..1_000_000 => format!("{:.2} ms", us as f64 / 1e3),

@@ -41,7 +41,9 @@ impl Format {
             let mut parts = range.split(';').map(str::trim);
             let media = parts.next().unwrap_or_default().to_ascii_lowercase();
             let parameters: Vec<String> = parts.map(str::to_ascii_lowercase).collect();
-            let named = |name: &str| parameters.iter().find_map(|one| Some(one.strip_prefix(name)?.trim_matches('"')));
+            let named = |name: &str| {
+                parameters.iter().find_map(|one| Some(one.strip_prefix(name)?.trim_matches('"')))
+            };
             let quality = named("q=").and_then(|q| q.parse().ok()).unwrap_or(1.0);
             match media.as_str() {
                 "application/vnd.google.protobuf"

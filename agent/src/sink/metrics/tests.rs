@@ -9,8 +9,8 @@ use super::parser::{Page, Sample, parse};
 use super::protobuf::MetricFamily;
 use super::*;
 use crate::event::{
-    Body, CgroupTotals, Errno, Event, Fault, HealthState, Histogram, Identity, IdentityTotals, OomScope,
-    Probe, ProbeFates, ProbeInfo, ProgramTotals, Signal, WallTime,
+    Body, CgroupTotals, Dev, Errno, Event, Fault, FileCounts, FileTotals, HealthState, Histogram, Identity,
+    IdentityTotals, OomScope, Probe, ProbeFates, ProbeInfo, ProgramTotals, Signal, WallTime,
 };
 use crate::healing::ActionCount;
 
@@ -31,6 +31,16 @@ fn cgroup(identity: Identity, latencies: &[u64]) -> CgroupTotals {
 
 fn unit(name: &str) -> Identity {
     Identity { unit: Some(name.into()), ..Identity::default() }
+}
+
+fn heavy(path: Option<&str>, bytes: u64) -> FileTotals {
+    FileTotals {
+        identity: Arc::new(unit("a")),
+        path: path.map(Into::into),
+        dev: Dev { major: 254, minor: 1 },
+        inode: 7,
+        counts: FileCounts { writes: 1, bytes, errors: 1, latency_sum_ns: 1_500_000_000 },
+    }
 }
 
 fn totals(cgroups: Vec<CgroupTotals>) -> Totals {
@@ -71,6 +81,7 @@ fn totals(cgroups: Vec<CgroupTotals>) -> Totals {
         programs: vec![program.clone(), program],
         probes: vec![probe],
         identity,
+        heaviest_files: vec![heavy(Some("/var/log/a"), 3000), heavy(None, 1000)],
     }
 }
 
@@ -147,9 +158,14 @@ fn messages(mut bytes: &[u8]) -> Page {
             Some(4) => "histogram",
             other => panic!("type {other:?} of {}", family.name),
         };
-        assert!(page.families.insert(family.name.clone(), kind.to_owned()).is_none(), "{} twice", family.name);
+        assert!(
+            page.families.insert(family.name.clone(), kind.to_owned()).is_none(),
+            "{} twice",
+            family.name
+        );
         for metric in family.metric {
-            let labels: BTreeMap<_, _> = metric.label.into_iter().map(|pair| (pair.name, pair.value)).collect();
+            let labels: BTreeMap<_, _> =
+                metric.label.into_iter().map(|pair| (pair.name, pair.value)).collect();
             let mut add = |end: &str, le: Option<f64>, value: f64| {
                 let mut labels = labels.clone();
                 labels.extend(le.map(|le| ("le".to_owned(), le.to_string())));
@@ -178,7 +194,10 @@ fn both(totals: &Totals) -> [Page; 2] {
 
 #[test]
 fn all_forms_hold_the_same_samples() {
-    let totals = totals(vec![cgroup(unit("a\\\"b\n,c=\"\""), &[1, 70, 5000, 1 << 40]), cgroup(Identity::default(), &[])]);
+    let totals = totals(vec![
+        cgroup(unit("a\\\"b\n,c=\"\""), &[1, 70, 5000, 1 << 40]),
+        cgroup(Identity::default(), &[]),
+    ]);
     let [text, open] = both(&totals);
     let protobuf = render(&mut Exporter::new(1000), &totals, Format::Protobuf);
     let key = |page: &Page| -> Vec<String> {
@@ -241,6 +260,20 @@ fn the_values_are_those_that_were_counted() {
         ),
         Some(1.0)
     );
+}
+
+#[test]
+fn the_heaviest_files_and_the_rest_add_up_to_all_writes() {
+    let [page, _] = both(&totals(vec![cgroup(unit("a"), &[1, 70, 5000]), cgroup(unit("b"), &[9])]));
+    let bytes = |labels: &[(&str, &str)]| page.value("galen_file_heaviest_write_bytes", labels);
+    assert_eq!(bytes(&[("unit", "a"), ("path", "/var/log/a")]), Some(3000.0));
+    assert_eq!(bytes(&[("unit", "a"), ("path", "254:1:7")]), Some(1000.0));
+    assert_eq!(bytes(&[("path", "other")]), Some(2.0 * 4096.0 - 4000.0));
+    let sum = |name: &str| page.samples.iter().filter(|s| s.name == name).map(|s| s.value).sum::<f64>();
+    assert_eq!(sum("galen_file_heaviest_writes"), sum("galen_file_writes_total"));
+    assert_eq!(sum("galen_file_heaviest_write_errors"), sum("galen_file_write_errors_total"));
+    let seconds = page.value("galen_file_heaviest_write_seconds", &[("unit", "a"), ("path", "/var/log/a")]);
+    assert_eq!(seconds, Some(1.5));
 }
 
 #[test]
