@@ -229,6 +229,8 @@ fn spawn_parts(
         // Until then the scope of an OOM kill is unknown. What went wrong with it is said there.
         let _ = symbols.await;
         readiness.send_replace(ready);
+        crate::memory::give_back();
+        crate::memory::give_back_code();
     });
     let reloading =
         Reloading { reload, rules, healer: healer.client(), healing_mode, started: config.clone() };

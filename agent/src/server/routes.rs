@@ -20,6 +20,9 @@ use crate::sink::history::SUBSCRIBER_SLOW;
 use crate::sink::metrics::{Exporter, Format, Input, OutputDrops, Process};
 use crate::sink::stdout::OUTPUT_FULL;
 
+/// A page from which on the memory that making it took is given back at once.
+const LARGE_PAGE_BYTES: usize = 256 * 1024;
+
 /// What the handlers share.
 pub(super) struct App {
     pub(super) state: State,
@@ -67,7 +70,15 @@ async fn metrics(Extract(app): Extract<Arc<App>>, headers: HeaderMap) -> Respons
     let accept: Vec<_> = headers.get_all(ACCEPT).iter().filter_map(|accept| accept.to_str().ok()).collect();
     let format = Format::negotiate(&accept.join(","));
     // With thousands of series this takes milliseconds, too long for a thread that also drains rings.
-    match tokio::task::spawn_blocking(move || app.render(&totals, format)).await {
+    let rendered = tokio::task::spawn_blocking(move || {
+        let page = app.render(&totals, format);
+        drop(totals);
+        if page.len() > LARGE_PAGE_BYTES {
+            crate::memory::give_back();
+        }
+        page
+    });
+    match rendered.await {
         Ok(text) => ([(CONTENT_TYPE, format.content_type())], text).into_response(),
         Err(_) => {
             error(StatusCode::INTERNAL_SERVER_ERROR, "rendering the metrics failed; see the agent's log")
