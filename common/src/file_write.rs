@@ -184,8 +184,8 @@ pub struct FileStats {
     pub errors: u64,
     /// Sum of the latencies of the writes that did not fail, nanoseconds.
     pub latency_sum_ns: u64,
-    /// Not 0 once a record told of the first touch.
-    pub is_told: u64,
+    /// [`crate::globals::Runtime::epoch`] of the agent that was last told of the first touch.
+    pub told_epoch: u64,
 }
 
 const _: () = assert!(size_of::<FileWriteRecord>() == 56 + 48);

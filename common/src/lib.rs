@@ -48,6 +48,8 @@ pub mod map_names {
     pub const OOM_KILLS_LOST: &str = "OOM_KILLS_LOST";
     /// What was written to each file, and whether its first touch was told, by cgroup, device and inode.
     pub const TOUCHED_FILES: &str = "TOUCHED_FILES";
+    /// What each agent process says of itself, see [`crate::globals::Runtime`].
+    pub const RUNTIME: &str = "RUNTIME";
     /// The ring of cgroups that were made, removed or renamed, apart so that whoever may make cgroups cannot
     /// push out an OOM record.
     pub const CGROUP_RING: &str = "CGROUP_RING";

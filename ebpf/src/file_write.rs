@@ -15,12 +15,12 @@ use galen_common::file_write::{
     FileStats, FileWritePathRecord, FileWriteRecord, NAME_BYTES, PATH_BYTES, PATH_DEPTH, Reason,
     WriteErrorKey, WriteStart, WriteStats,
 };
-use galen_common::globals::emit as emit_rule;
+use galen_common::globals::{Runtime, emit as emit_rule};
 use galen_common::histogram::{BUCKETS, bucket_of};
 use galen_common::record::RecordKind;
 
 use crate::emit::{Lane, add, count, emit};
-use crate::maps::{WRITE_ERRORS, WRITE_STATS};
+use crate::maps::{RUNTIME, WRITE_ERRORS, WRITE_STATS};
 use crate::read::{Direct, Probe, Reader};
 use crate::settings::{self, get, has};
 use crate::stats;
@@ -267,12 +267,15 @@ fn report(
     file: Option<*mut FileStats>,
 ) {
     let rule = get(&settings::WRITE_EMIT);
-    let is_own = (bpf_get_current_pid_tgid() >> 32) == get(&settings::SELF_PID);
+    // SAFETY: the pointer is a map's value; user space writes it before it reads the rings.
+    let runtime = RUNTIME.get_ptr(0).map_or(Runtime { self_pid: 0, epoch: 0 }, |runtime| unsafe { *runtime });
+    let is_own = (bpf_get_current_pid_tgid() >> 32) == runtime.self_pid;
     if rule == emit_rule::NONE || is_own {
         count(Subject::FileWrite, Fate::Filtered);
         return;
     }
-    let first = get(&settings::WRITE_FIRST_TOUCH) != 0 && file.is_some_and(touched::is_first);
+    let first = get(&settings::WRITE_FIRST_TOUCH) != 0
+        && file.is_some_and(|file| touched::is_first(file, runtime.epoch));
     let reason = if returned < 0 {
         Reason::Error
     } else if latency_ns >= get(&settings::WRITE_SLOW_NS) {

@@ -8,7 +8,7 @@ use galen_common::file_write::{
     FileStats, TouchedFileKey, WRITE_SLOTS_MAX, WRITE_STARTS_SPILLED_MAX, WriteErrorKey, WriteSlot,
     WriteStart, WriteStats,
 };
-use galen_common::globals::{FAILURE_RING_BYTES, RINGS_MAX};
+use galen_common::globals::{FAILURE_RING_BYTES, RINGS_MAX, Runtime};
 use galen_common::record::CgroupKey;
 use galen_common::tcp_connect::{ConnectStart, ConnectStats};
 
@@ -46,6 +46,7 @@ pub static WRITE_STATS: HashMap<CgroupKey, WriteStats, 64> = HashMap::new();
 #[btf_map]
 pub static WRITE_ERRORS: HashMap<WriteErrorKey, u64, 4096> = HashMap::new();
 
+/// The value is the epoch of [`RUNTIME`] under which the file was touched last.
 #[btf_map]
 pub static TOUCHED_FILES: LruHashMap<TouchedFileKey, FileStats, 1024> = LruHashMap::new();
 
@@ -61,6 +62,9 @@ pub static OOM_MARKED: PerCpuArray<Marked, 1> = PerCpuArray::new();
 /// One of `oom_pairing`.
 #[btf_map]
 pub static OOM_PAIRING: Array<u32, 1> = Array::new();
+
+#[btf_map]
+pub static RUNTIME: Array<Runtime, 1> = Array::new();
 
 /// By cgroup key.
 #[btf_map]

@@ -10,7 +10,7 @@ use crate::emit::add;
 use crate::maps::TOUCHED_FILES;
 use crate::settings::{self, get};
 
-static ZERO: FileStats = FileStats { writes: 0, bytes: 0, errors: 0, latency_sum_ns: 0, is_told: 0 };
+static ZERO: FileStats = FileStats { writes: 0, bytes: 0, errors: 0, latency_sum_ns: 0, told_epoch: 0 };
 
 /// Counts a write under its file, after it was counted under its cgroup, so that no reader that takes the files
 /// first finds more there. Gives the file's entry; `None` when files are not followed, or the map has no room.
@@ -40,16 +40,16 @@ pub fn count(start: &WriteStart, cgroup_id: u64, latency_ns: u64, returned: i64)
     Some(stats)
 }
 
-/// Whether nobody was told of the file yet; from here on somebody is.
+/// Whether the agent of this epoch was not told of the file yet; from here on it is.
 #[inline(always)]
-pub fn is_first(stats: *mut FileStats) -> bool {
+pub fn is_first(stats: *mut FileStats, epoch: u64) -> bool {
     // SAFETY: the pointer is a map's value. Two CPUs at once may both tell of it.
     unsafe {
-        let is_told = &raw mut (*stats).is_told;
-        if is_told.read_volatile() != 0 {
+        let told_epoch = &raw mut (*stats).told_epoch;
+        if told_epoch.read_volatile() == epoch {
             return false;
         }
-        is_told.write_volatile(1);
+        told_epoch.write_volatile(epoch);
     }
     true
 }

@@ -3,6 +3,7 @@
 use galen_common::accounting::FATES;
 use galen_common::cgroup::change_counts;
 use galen_common::file_write::{FileStats, TouchedFileKey, WriteErrorKey, WriteStats};
+use galen_common::globals::Runtime;
 use galen_common::record::CgroupKey;
 use galen_common::tcp_connect::ConnectStats;
 
@@ -34,5 +35,6 @@ plain_bytes!(
     TouchedFileKey,
     FileStats,
     FateCounts,
-    ChangeCounts
+    ChangeCounts,
+    Runtime
 );

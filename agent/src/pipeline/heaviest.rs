@@ -171,7 +171,7 @@ mod tests {
     }
 
     fn stats(bytes: u64) -> FileStats {
-        FileStats { writes: bytes, bytes, errors: 0, latency_sum_ns: 0, is_told: 1 }
+        FileStats { writes: bytes, bytes, errors: 0, latency_sum_ns: 0, told_epoch: 1 }
     }
 
     fn unit(id: u64) -> Arc<Identity> {

@@ -82,6 +82,7 @@ pub fn prepare(config: &Config, config_file: Option<&Path>) -> Result<Prepared, 
     }
     let book = Arc::new(Book::new(
         loaded.counters.take(),
+        std::mem::take(&mut loaded.kept),
         Arc::clone(&loaded.report),
         (cgroups, processes),
         config.kernel.file_write.heaviest_files,
@@ -206,6 +207,8 @@ fn read_oom_functions(
             ),
         }
         let _ = done.send(());
+        // The last step of the start.
+        crate::memory::give_back_after_start();
     };
     std::thread::Builder::new().name("galen-symbols".into()).spawn(work).map_err(StartError::Thread)?;
     Ok(read)

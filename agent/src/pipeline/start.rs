@@ -23,7 +23,6 @@ use crate::event::{Event, FaultSignal, HealthState, Probe, WallTime};
 use crate::healing::audit::Audit;
 use crate::healing::policy::PolicySet;
 use crate::healing::{Ends, Healer, HealerClient};
-use crate::identity::Files;
 use crate::identity::cri::{self, Cri};
 use crate::incidents::{self, Incidents};
 use crate::kernel::cgroups::Hierarchies;
@@ -174,13 +173,12 @@ fn spawn_parts(
     {
         tracing::warn!("changes to cgroups cannot be watched ({error}); they are read by the timer alone");
     }
-    let files = Files::new(&config.host.proc, links, Arc::clone(&book.file_names));
     let blind = blind_to(&loaded, &config.kernel);
     let drain = Drain {
         notify,
         hierarchy: Hierarchy::new(hierarchies, loaded.cgroup_changes),
         book: Arc::clone(&book),
-        enricher: Enricher::new(Arc::clone(&node), config.host.proc.clone(), files, oom_functions),
+        enricher: Enricher::new(Arc::clone(&node), &config.host.proc, links, &book, oom_functions),
         outlet: Outlet::new(parts, config, blind, WallTime::now()),
         incidents,
         healing,
@@ -229,8 +227,6 @@ fn spawn_parts(
         // Until then the scope of an OOM kill is unknown. What went wrong with it is said there.
         let _ = symbols.await;
         readiness.send_replace(ready);
-        crate::memory::give_back();
-        crate::memory::give_back_code();
     });
     let reloading =
         Reloading { reload, rules, healer: healer.client(), healing_mode, started: config.clone() };
@@ -288,6 +284,7 @@ pub(super) struct LoadedCore {
     rings: Option<(crate::kernel::Rings, crate::kernel::OomRing)>,
     diagnostics: Option<crate::kernel::Diagnostics>,
     pub(super) counters: Option<(crate::kernel::Counters, u64)>,
+    pub(super) kept: crate::kernel::Kept,
     pub(super) report: Report,
     failure: Option<String>,
     /// Why nothing can be kept in the state folder.
@@ -303,6 +300,7 @@ impl LoadedCore {
                 rings: Some((core.rings, core.oom_ring)),
                 diagnostics: Some(core.diagnostics),
                 counters: Some((core.counters, core.shards)),
+                kept: core.kept,
                 report: core.report,
                 failure: None,
                 unkept: None,
@@ -313,6 +311,7 @@ impl LoadedCore {
                 rings: None,
                 diagnostics: None,
                 counters: None,
+                kept: crate::kernel::Kept::default(),
                 report: Arc::default(),
                 unkept: None,
                 failure: Some(failure),

@@ -8,8 +8,8 @@ use super::families::{self, Family};
 use super::files;
 use crate::event::{CgroupTotals, ConnectPhase, FileCounts, Histogram, Outcome, Probe, ProbeFates, Totals};
 
-/// Reasons of losses in the kernel: exported from 0, so that a rate sees the first one.
-const KERNEL_REASONS: [&str; 2] = ["no_ring", "ring_full"];
+/// Reasons of losses before a record is looked at: exported from 0, so that a rate sees the first one.
+const KERNEL_REASONS: [&str; 3] = ["agent_ended", "no_ring", "ring_full"];
 
 const COUNTER_FAMILIES: [&Family; COUNTERS] = [
     &families::CONNECTS,
