@@ -3,6 +3,8 @@
 use std::ops::AddAssign;
 use std::sync::Arc;
 
+use galen_common::cost::Part;
+
 use super::{Dev, Errno, Identity, OomScope, Probe};
 use crate::kernel::{Histogram, ProbeInfo, ProgramTotals};
 
@@ -21,6 +23,8 @@ pub struct Totals {
     pub identity: IdentityTotals,
     /// The files that most bytes were written to, heaviest first.
     pub heaviest_files: Vec<FileTotals>,
+    /// What all this costs; `None` when nothing could be loaded.
+    pub cost: Option<CostTotals>,
 }
 
 /// What was written to one file by one subject.
@@ -66,6 +70,19 @@ impl AddAssign for FileCounts {
         self.errors += more.errors;
         self.latency_sum_ns += more.latency_sum_ns;
     }
+}
+
+/// What the agent and its programs cost, and which records are made for it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CostTotals {
+    /// Nanoseconds that programs took, by [`Part`], estimated by themselves.
+    pub estimated_ns: [u64; Part::ALL.len()],
+    /// Share of the node's CPU time that everything takes, averaged over some seconds.
+    pub node_ratio: f64,
+    /// Share of it that may be taken.
+    pub budget_ratio: f64,
+    /// Share of records that are made, by lane.
+    pub kept_ratios: [(&'static str, f64); 2],
 }
 
 /// What is kept to name cgroups and processes, what was forgotten for want of room, and what could not be

@@ -12,6 +12,7 @@ use galen_common::map_names;
 
 use super::cgroup_changes::CgroupChanges;
 use super::cgroups::Hierarchies;
+use super::costs::Costs;
 use super::counters::Counters;
 use super::diagnostics::{DIAGNOSTICS_BYTES, DIAGNOSTICS_MAP, Diagnostics};
 use super::ladder;
@@ -55,6 +56,8 @@ pub struct Core {
     pub cgroup_changes: CgroupChanges,
     /// The exact counters.
     pub counters: Counters,
+    /// What the programs cost, and how many records they make.
+    pub costs: Costs,
     /// Copies of each cgroup's counters.
     pub shards: u64,
     /// What user space counted.
@@ -134,6 +137,7 @@ impl Core {
         let introduction = Introduction::make(take(map_names::RUNTIME)?, host::own_pid(&host.proc))?;
         let mut counters = Counters::take(&mut take, Arc::clone(&kept.ledger))?;
         counters.prepare(u64::from(shards))?;
+        let costs = Costs::take(&mut take, cpus)?;
         let diagnostics = Diagnostics::take(&mut ebpf);
         // Each ring that is put into its map waits for a grace period of the kernel, some 15 ms, and the
         // verifier takes about as long for the first program; attaching waits for both, since an event
@@ -164,6 +168,7 @@ impl Core {
             oom_ring,
             cgroup_changes: cgroup_changes?,
             counters,
+            costs,
             shards: u64::from(shards),
             kept,
             report,

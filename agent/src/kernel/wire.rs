@@ -2,6 +2,7 @@
 
 use galen_common::accounting::FATES;
 use galen_common::cgroup::change_counts;
+use galen_common::cost::Measured;
 use galen_common::file_write::{FileStats, TouchedFileKey, WriteErrorKey, WriteStats};
 use galen_common::globals::Runtime;
 use galen_common::record::CgroupKey;
@@ -36,5 +37,6 @@ plain_bytes!(
     FileStats,
     FateCounts,
     ChangeCounts,
-    Runtime
+    Runtime,
+    Measured,
 );

@@ -7,11 +7,14 @@
 
 mod book;
 mod clock;
+mod cost;
 mod drain;
 mod enrich;
 mod fates;
+mod governor;
 mod heaviest;
 mod hierarchy;
+mod loaded;
 mod losses;
 mod outlet;
 mod prepare;

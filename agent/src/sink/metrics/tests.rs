@@ -9,8 +9,8 @@ use super::parser::{Page, Sample, parse};
 use super::protobuf::MetricFamily;
 use super::*;
 use crate::event::{
-    Body, CgroupTotals, Dev, Errno, Event, Fault, FileCounts, FileTotals, HealthState, Histogram, Identity,
-    IdentityTotals, OomScope, Probe, ProbeFates, ProbeInfo, ProgramTotals, Signal, WallTime,
+    Body, CgroupTotals, CostTotals, Dev, Errno, Event, Fault, FileCounts, FileTotals, HealthState, Histogram,
+    Identity, IdentityTotals, OomScope, Probe, ProbeFates, ProbeInfo, ProgramTotals, Signal, WallTime,
 };
 use crate::healing::ActionCount;
 
@@ -75,7 +75,14 @@ fn totals(cgroups: Vec<CgroupTotals>) -> Totals {
         cri_failures: vec![("timed_out", 1)],
         ..IdentityTotals::default()
     };
+    let cost = CostTotals {
+        estimated_ns: [1_000, 2_500_000_000, 3],
+        node_ratio: 0.015,
+        budget_ratio: 0.01,
+        kept_ratios: [("details", 0.25), ("failures", 1.0)],
+    };
     Totals {
+        cost: Some(cost),
         cgroups,
         fates: vec![fates],
         programs: vec![program.clone(), program],
