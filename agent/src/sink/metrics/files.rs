@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::bounded::identity_labels;
 use super::encoder::{Encoder, Labels, Seconds, label};
-use super::families;
+use super::families::{self, Family};
 use crate::event::{FileCounts, FileTotals};
 
 /// The path of what is not shown. A real one begins with a slash, and an unknown one with a digit.
@@ -12,6 +12,7 @@ const OTHER: &str = "other";
 
 /// Renders `files`; `all` is what the families of all writes show, and with `other` these families add up to it.
 pub(super) fn render(encoder: &mut Encoder, files: &[FileTotals], all: FileCounts) {
+    type Value = fn(&FileCounts) -> u64;
     let mut shown: BTreeMap<Labels, FileCounts> = BTreeMap::new();
     let mut sum = FileCounts::default();
     for file in files {
@@ -25,7 +26,7 @@ pub(super) fn render(encoder: &mut Encoder, files: &[FileTotals], all: FileCount
         latency_sum_ns: all.latency_sum_ns.saturating_sub(sum.latency_sum_ns),
     };
     shown.insert(label("path", OTHER), other);
-    let values: [(_, fn(&FileCounts) -> u64); 3] = [
+    let values: [(&Family, Value); 3] = [
         (&families::HEAVIEST_WRITES, |counts| counts.writes),
         (&families::HEAVIEST_BYTES, |counts| counts.bytes),
         (&families::HEAVIEST_ERRORS, |counts| counts.errors),
