@@ -89,7 +89,7 @@ pub fn prepare(config: &Config, config_file: Option<&Path>) -> Result<Prepared, 
         std::mem::take(&mut loaded.kept),
         Arc::clone(&loaded.report),
         (cgroups, processes),
-        config.kernel.file_write.heaviest_files,
+        &config.kernel,
         monotonic(),
     ));
     Ok(Prepared {

@@ -269,8 +269,9 @@ fn fault(fields: &Fields) -> String {
     }
     let of =
         |name| fields.get(name).and_then(Value::as_f64).map_or_else(|| "-".to_owned(), |v| format!("{v:.3}"));
+    let mostly = text(fields, "destination").map(|to| format!(", mostly to {to}")).unwrap_or_default();
     format!(
-        "{signal} {subject}: {} against {}, {} windows in a row, trace {}",
+        "{signal} {subject}: {} against {}, {} windows in a row{mostly}, trace {}",
         of("value"),
         of("threshold"),
         any(fields, "breaches"),
