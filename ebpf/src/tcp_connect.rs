@@ -289,7 +289,6 @@ fn account(ctx: &impl EbpfContext, sk: u64, new_state: i32, at_end: &Endpoints) 
         unsafe { time_of(sk as *const u8, now, known.then_some(start_ns), at_end, outcome) };
     let Timing { latency_ns, syn_retransmit_wait_ns } = timing;
     let is_timed = latency_ns != LATENCY_UNKNOWN_NS && outcome == Outcome::Established as u32;
-    let bucket = if is_timed { bucket_of(latency_ns) } else { BUCKETS };
     if let Some(stats) = stats::of_cgroup(ctx, &CONNECT_STATS, &ZERO, Subject::TcpConnect, cgroup_id) {
         // SAFETY: the outcome is below 8 and the bucket below BUCKETS.
         unsafe {
@@ -299,20 +298,19 @@ fn account(ctx: &impl EbpfContext, sk: u64, new_state: i32, at_end: &Endpoints) 
                 add(retransmits.add(outcome as usize & 7), u64::from(at_end.syn_retransmits));
             }
             add_phases((&raw mut (*stats).phases_ns).cast(), &timing, outcome);
-            if bucket < BUCKETS {
+            if is_timed {
                 add(&raw mut (*stats).latency_sum_ns, latency_ns);
-                add((&raw mut (*stats).latency_ns).cast::<u64>().add(bucket), 1);
+                // Not kept from before: verifiers before Linux 6.8 forget the comparison of what lay on the stack.
+                let bucket = bucket_of(latency_ns);
+                if bucket < BUCKETS {
+                    add((&raw mut (*stats).latency_ns).cast::<u64>().add(bucket), 1);
+                }
             }
         }
     }
     destinations::count(
         &DestinationKey { address: at_end.daddr, family: at_end.family, port: at_end.dport, reserved: 0 },
-        &Counted {
-            outcome,
-            syn_retransmits: at_end.syn_retransmits,
-            timing: &timing,
-            bucket: (bucket < BUCKETS).then_some(bucket),
-        },
+        &Counted { outcome, syn_retransmits: at_end.syn_retransmits, timing: &timing, is_timed },
     );
 
     let rule = get(&settings::CONNECT_EMIT);
