@@ -24,6 +24,7 @@ mod output;
 mod privilege;
 mod reload;
 mod signals;
+mod subscribers;
 mod tcp_connect;
 mod validate;
 mod without_types;
