@@ -195,8 +195,17 @@ mod tests {
         let program = folder.path().join(std::ffi::OsStr::from_bytes(b"\xff\xfe"));
         std::os::unix::fs::symlink("/bin/sleep", &program).unwrap();
         let mut child = std::process::Command::new(&program).arg("60").spawn().unwrap();
-        let (found, watched) =
-            (read(Path::new("/proc"), child.id()), Watched::new(Path::new("/proc"), child.id()));
+        let watched = Watched::new(Path::new("/proc"), child.id());
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        // The name is set some time after the new program has the process.
+        let found = loop {
+            let found = read(Path::new("/proc"), child.id());
+            let is_named = found.as_ref().is_some_and(|found| found.comm == "\u{fffd}\u{fffd}");
+            if is_named || std::time::Instant::now() > until {
+                break found;
+            }
+            std::thread::yield_now();
+        };
         let ended = watched.has_ended();
         child.kill().unwrap();
         child.wait().unwrap();
