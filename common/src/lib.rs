@@ -19,7 +19,7 @@ pub use record::{Header, RecordKind, TASK_COMM_LEN};
 
 /// Version of everything in this crate that both sides must agree on. A pin or a recording of another
 /// version is never read.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// Names of the kernel maps. The kernel keeps 15 bytes of a name.
 pub mod map_names {
@@ -35,6 +35,12 @@ pub mod map_names {
     pub const CONNECT_STARTS: &str = "CONNECT_STARTS";
     /// Exact connect counters and latency histogram, by [`crate::record::CgroupKey`].
     pub const CONNECT_STATS: &str = "CONNECT_STATS";
+    /// The place of each destination, by [`crate::tcp_connect::DestinationKey`].
+    pub const DESTINATIONS: &str = "DESTINATIONS";
+    /// Exact counters of destinations, by place and shard.
+    pub const DESTINATION_STATS: &str = "DEST_STATS";
+    /// Places that no destination has.
+    pub const DESTINATION_PLACES: &str = "DEST_PLACES";
     /// Writes under way, by thread id modulo the slots.
     pub const WRITE_SLOTS: &str = "WRITE_SLOTS";
     /// Writes under way whose slot was taken, by thread id.
@@ -47,7 +53,7 @@ pub mod map_names {
     pub const OOM_PAIRING: &str = "OOM_PAIRING";
     /// OOM kills whose record found no room, by cgroup: they are counted although nobody is told of them.
     pub const OOM_KILLS_LOST: &str = "OOM_KILLS_LOST";
-    /// Files already reported as touched, by cgroup, device and inode.
+    /// What was written to each file, and whether its first touch was told, by cgroup, device and inode.
     pub const TOUCHED_FILES: &str = "TOUCHED_FILES";
     /// Per-CPU costs of the programs, by [`crate::cost::Part`].
     pub const COSTS: &str = "COSTS";

@@ -1,17 +1,17 @@
 //! All maps. Sizes here are the least; the agent sets the real ones before loading.
 
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, Queue, RingBuf};
 use aya_ebpf::macros::btf_map;
 use galen_common::accounting::{FATES as FATE_COUNT, Probe};
 use galen_common::cgroup::change_counts;
 use galen_common::cost::{Measured, Part, sampling};
 use galen_common::file_write::{
-    TouchedFileKey, WRITE_SLOTS_MAX, WRITE_STARTS_SPILLED_MAX, WriteErrorKey, WriteSlot, WriteStart,
-    WriteStats,
+    FileStats, TouchedFileKey, WRITE_SLOTS_MAX, WRITE_STARTS_SPILLED_MAX, WriteErrorKey, WriteSlot,
+    WriteStart, WriteStats,
 };
 use galen_common::globals::{FAILURE_RING_BYTES, RINGS_MAX, Runtime};
 use galen_common::record::CgroupKey;
-use galen_common::tcp_connect::{ConnectStart, ConnectStats};
+use galen_common::tcp_connect::{ConnectStart, ConnectStats, DestinationKey, DestinationStats};
 
 use crate::oom_kill::{Marked, VictimIdentity};
 
@@ -34,6 +34,20 @@ pub static CONNECT_STARTS: HashMap<u64, ConnectStart, 16384> = HashMap::new();
 #[btf_map]
 pub static CONNECT_STATS: HashMap<CgroupKey, ConnectStats, 64> = HashMap::new();
 
+/// The place of each destination in `DEST_STATS`. The counters are apart, so that the agent can take a
+/// destination's place away without losing what is counted at that very moment: the place is given to another
+/// one only when nobody can hold it any more.
+#[btf_map]
+pub static DESTINATIONS: HashMap<DestinationKey, u64, 64> = HashMap::new();
+
+/// By place times the shards, plus the shard.
+#[btf_map]
+pub static DEST_STATS: Array<DestinationStats, 64> = Array::new();
+
+/// Places that no destination has.
+#[btf_map]
+pub static DEST_PLACES: Queue<u32, 64> = Queue::new();
+
 #[btf_map]
 pub static WRITE_SLOTS: Array<WriteSlot, { WRITE_SLOTS_MAX as usize }> = Array::new();
 
@@ -49,7 +63,7 @@ pub static WRITE_ERRORS: HashMap<WriteErrorKey, u64, 4096> = HashMap::new();
 
 /// The value is the epoch of [`RUNTIME`] under which the file was touched last.
 #[btf_map]
-pub static TOUCHED_FILES: LruHashMap<TouchedFileKey, u64, 1024> = LruHashMap::new();
+pub static TOUCHED_FILES: LruHashMap<TouchedFileKey, FileStats, 1024> = LruHashMap::new();
 
 /// What the identity program of the OOM probe found, for the one that runs right after it on this CPU.
 #[btf_map]

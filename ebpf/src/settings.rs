@@ -38,10 +38,14 @@ settings! {
     RINGS: 1;
     /// A ring with this many unread bytes wakes the agent.
     WAKE_BYTES: 65536;
+    /// Whether what is written is counted by file.
+    WRITE_FILES: 0;
     /// One of `globals::emit`.
     CONNECT_EMIT: 0;
     /// A connect that takes this long is notable.
     CONNECT_SLOW_NS: 1_000_000_000;
+    /// Destinations of connects that are counted each on its own; 0 for none, and no counting by destination.
+    CONNECT_DESTINATIONS: 0;
     /// One of `globals::emit`.
     WRITE_EMIT: 0;
     /// A write that takes this long is notable.

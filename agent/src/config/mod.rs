@@ -206,11 +206,24 @@ pub struct TcpConnect {
     pub emit: Emit,
     /// A connect is slow, and so notable, from here on.
     pub slow: Span,
+    /// Destinations that are counted each on its own; 0 counts none by destination.
+    pub destinations_max: u32,
+    /// A destination that nobody connected to for this long gives its place to others.
+    pub destinations_idle: Span,
+    /// Destinations that have series of their own in `/metrics`.
+    pub destinations_shown: u32,
 }
 
 impl Default for TcpConnect {
     fn default() -> Self {
-        Self { enabled: true, emit: Emit::Notable, slow: Span::millis(1000) }
+        Self {
+            enabled: true,
+            emit: Emit::Notable,
+            slow: Span::millis(1000),
+            destinations_max: 1024,
+            destinations_idle: Span::secs(600),
+            destinations_shown: 50,
+        }
     }
 }
 
@@ -228,8 +241,11 @@ pub struct FileWrite {
     pub files: Files,
     /// Whether the first write of a cgroup to a file is notable.
     pub first_touch: bool,
-    /// Files whose first touch is remembered; the longest unused are forgotten first.
+    /// Files that are counted by themselves and whose first touch is remembered; the longest unused are
+    /// forgotten first.
     pub touched_files_max: u32,
+    /// Files that are shown with what was written to them, those with most bytes; 0 for none.
+    pub heaviest_files: u32,
     /// Places for writes under way, by thread id; threads beyond share places, which costs each write some
     /// nanoseconds more.
     pub slots_max: u32,
@@ -244,6 +260,7 @@ impl Default for FileWrite {
             files: Files::Regular,
             first_touch: true,
             touched_files_max: 8192,
+            heaviest_files: 20,
             slots_max: 65_536,
         }
     }

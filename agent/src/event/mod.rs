@@ -20,11 +20,13 @@ pub use galen_common::accounting::Probe;
 pub use galen_common::file_write::Reason;
 pub use galen_common::tcp_connect::{Outcome, Phase as ConnectPhase};
 
-pub use crate::kernel::{Histogram, ProbeInfo, ProgramTotals};
+pub use crate::kernel::{DestinationCounters, Histogram, ProbeInfo, ProgramTotals};
 pub use signal::FaultSignal;
-pub use tcp_connect::{FastOpen, TcpConnect};
+pub use tcp_connect::{
+    Destination, DestinationTotals, DestinationsTotals, FailingDestination, FastOpen, TcpConnect,
+};
 pub use time::WallTime;
-pub use totals::{CgroupTotals, CostTotals, IdentityTotals, ProbeFates, Totals};
+pub use totals::{CgroupTotals, CostTotals, FileCounts, FileTotals, IdentityTotals, ProbeFates, Totals};
 pub use window::{SubjectWindow, Tick};
 
 /// One event, as it is printed (one JSON object a line) and handed to every consumer.
@@ -211,7 +213,7 @@ impl Body {
 pub struct FileWrite {
     /// The file's path.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub path: Option<Box<str>>,
+    pub path: Option<Arc<str>>,
     /// `MAJOR:MINOR` of the filesystem's device.
     pub dev: Dev,
     /// Inode number.
@@ -238,6 +240,14 @@ pub struct Dev {
     pub major: u32,
     /// Minor number.
     pub minor: u32,
+}
+
+impl Dev {
+    /// A device as the kernel holds it (`super_block.s_dev`).
+    #[must_use]
+    pub const fn from_kernel(dev: u32) -> Self {
+        Self { major: dev >> 20, minor: dev & 0xf_ffff }
+    }
 }
 
 impl std::fmt::Display for Dev {
@@ -421,6 +431,9 @@ pub struct Fault {
     pub breaches: u32,
     /// 32 hexadecimal digits (W3C Trace Context) that all that follows from this signal carries.
     pub trace_id: Arc<str>,
+    /// For failed connects, `ADDRESS:PORT` that most of them went to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub destination: Option<Box<str>>,
 }
 
 /// A step of a healing action.

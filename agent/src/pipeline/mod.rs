@@ -8,10 +8,12 @@
 mod book;
 mod clock;
 mod cost;
+mod destinations;
 mod drain;
 mod enrich;
 mod fates;
 mod governor;
+mod heaviest;
 mod hierarchy;
 mod loaded;
 mod losses;

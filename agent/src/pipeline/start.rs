@@ -176,7 +176,7 @@ fn spawn_parts(
         notify,
         hierarchy: Hierarchy::new(hierarchies, loaded.cgroup_changes),
         book: Arc::clone(&book),
-        enricher: Enricher::new(Arc::clone(&node), config.host.proc.clone(), links, oom_functions),
+        enricher: Enricher::new(Arc::clone(&node), &config.host.proc, links, &book, oom_functions),
         outlet: Outlet::new(parts, config, blind, WallTime::now()),
         incidents,
         healing,
@@ -208,6 +208,7 @@ fn spawn_parts(
             Arc::new(move || client.stats())
         },
         series_max: config.metrics.series_max,
+        destinations_shown: usize::try_from(config.kernel.tcp_connect.destinations_shown).unwrap_or(0),
         totals: Arc::new(move || book.totals().map_err(Into::into)),
         health: health_shown,
         readiness: readiness_shown,

@@ -1,16 +1,19 @@
-//! `/metrics`: Prometheus text 0.0.4 and OpenMetrics 1.0 from one reading of all counters.
+//! `/metrics`: Prometheus text 0.0.4, OpenMetrics 1.0 and Prometheus' protobuf from one reading of all counters.
 //!
-//! Written by hand: the encoder of the usual library knows OpenMetrics only, and the counters here are the
-//! kernel's own readings, not a registry's. `docs/metrics.md` lists every family; a test compares.
+//! Written by hand: the encoder of the usual library knows OpenMetrics only and no native histograms, and the
+//! counters here are the kernel's own readings, not a registry's. `docs/metrics.md` lists every family; a test compares.
 
 mod bounded;
 mod buckets;
 mod counters;
+mod destinations;
 mod encoder;
 mod families;
+mod files;
 mod kernel;
 mod own;
 mod process;
+mod protobuf;
 
 pub use counters::Counters;
 pub use encoder::Format;
@@ -56,21 +59,23 @@ pub struct OutputDrops {
 pub struct Exporter {
     counters: [Bounded<u64>; kernel::COUNTERS],
     histograms: [Bounded<Histogram>; kernel::HISTOGRAMS],
+    destinations: destinations::Shown,
 }
 
 impl Exporter {
     /// An exporter that shows at most `series_max` series with identity labels in each family, and the rest
-    /// as `other`.
+    /// as `other`; and at most `destinations_max` destinations of connects.
     #[must_use]
-    pub fn new(series_max: usize) -> Self {
+    pub fn new(series_max: usize, destinations_max: usize) -> Self {
         Self {
             counters: std::array::from_fn(|_| Bounded::new(series_max)),
             histograms: std::array::from_fn(|_| Bounded::new(series_max)),
+            destinations: destinations::Shown::new(destinations_max),
         }
     }
 
     /// Renders `input`. With the thousand series of every family that is some milliseconds of work.
-    pub fn render(&mut self, input: &Input<'_>, format: Format) -> String {
+    pub fn render(&mut self, input: &Input<'_>, format: Format) -> Vec<u8> {
         let mut encoder = Encoder::new(format);
         kernel::render(&mut encoder, self, input.totals);
         own::render(&mut encoder, input);
