@@ -18,7 +18,7 @@ use galen_common::histogram::{BUCKETS, bucket_of};
 use galen_common::record::RecordKind;
 
 use crate::cost;
-use crate::emit::{Lane, add, count, emit};
+use crate::emit::{Lane, add, add_to_bucket, count, emit};
 use crate::maps::{RUNTIME, WRITE_ERRORS, WRITE_STATS};
 use crate::read::{Direct, Probe, Reader};
 use crate::settings::{self, get, has};
@@ -225,7 +225,7 @@ fn account<R: Current>(ctx: &impl EbpfContext, start: &WriteStart, returned: i64
     let latency_ns = now.saturating_sub(start.time_mono_ns);
     let cgroup_id = current_cgroup_id::<R>();
     if let Some(stats) = stats::of_cgroup(ctx, &WRITE_STATS, &ZERO, Subject::FileWrite, cgroup_id) {
-        // SAFETY: the pointer is a map's value; the bucket is below BUCKETS.
+        // SAFETY: the pointer is a map's value.
         unsafe {
             if returned < 0 {
                 add(&raw mut (*stats).errors, 1);
@@ -236,10 +236,7 @@ fn account<R: Current>(ctx: &impl EbpfContext, start: &WriteStart, returned: i64
                 if latency_ns >= get(&settings::WRITE_SLOW_NS) {
                     add(&raw mut (*stats).slow, 1);
                 }
-                let bucket = bucket_of(latency_ns);
-                if bucket < BUCKETS {
-                    add((&raw mut (*stats).latency_ns).cast::<u64>().add(bucket), 1);
-                }
+                add_to_bucket((&raw mut (*stats).latency_ns).cast(), bucket_of(latency_ns));
             }
         }
     }
