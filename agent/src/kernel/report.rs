@@ -5,6 +5,8 @@ use std::sync::Arc;
 use galen_common::accounting::Probe;
 use galen_common::histogram::{BUCKETS, bucket_range};
 
+use crate::config::Variant;
+
 /// A log-linear histogram, see [`galen_common::histogram`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Histogram {
@@ -55,6 +57,18 @@ pub struct ProbeInfo {
     pub variant: &'static str,
     /// Why better variants, or all, were refused; empty when the best was taken.
     pub refused: Vec<String>,
+}
+
+impl ProbeInfo {
+    /// Why it is not attached, in a sentence with the way out.
+    #[must_use]
+    pub fn why_not(&self, forced: Variant) -> String {
+        let way_out = match forced {
+            Variant::Auto => "",
+            _ => "; `--kernel-variant auto` takes the best that this kernel grants",
+        };
+        format!("not attached: {}{way_out}", self.refused.join("; "))
+    }
 }
 
 /// What runs in the kernel, for the start-up report, `/metrics` and the doctor.
