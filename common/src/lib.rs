@@ -44,6 +44,8 @@ pub mod map_names {
     pub const WRITE_ERRORS: &str = "WRITE_ERRORS";
     /// Which programs of the OOM probe are attached, see [`crate::oom_kill::oom_pairing`].
     pub const OOM_PAIRING: &str = "OOM_PAIRING";
+    /// OOM kills whose record found no room, by cgroup: they are counted although nobody is told of them.
+    pub const OOM_KILLS_LOST: &str = "OOM_KILLS_LOST";
     /// Files already reported as touched, by cgroup, device and inode.
     pub const TOUCHED_FILES: &str = "TOUCHED_FILES";
     /// The ring of cgroups that were made, removed or renamed, apart so that whoever may make cgroups cannot

@@ -95,10 +95,13 @@ fn put<T: 'static, const N: usize>(
     entry.submit(u64::from(flags));
 }
 
-/// Puts an OOM record into its own ring and wakes the agent, or counts why not.
+/// Puts an OOM record into its own ring and wakes the agent, or counts that it is full.
+///
+/// `when_full` runs before that count, so that whoever reads the count finds what it did.
 #[inline(always)]
-pub fn emit_urgent<T: 'static>(probe: Probe, fill: impl FnOnce(*mut T)) {
+pub fn emit_urgent<T: 'static>(probe: Probe, fill: impl FnOnce(*mut T), when_full: impl FnOnce()) {
     let Some(mut entry) = OOM_RING.reserve_untyped::<T>(0) else {
+        when_full();
         count(probe, Fate::RingFull);
         return;
     };

@@ -324,7 +324,8 @@ fn is_first_touch(start: &WriteStart, cgroup_id: u64) -> bool {
     if TOUCHED_FILES.get_ptr(&key).is_some() {
         return false;
     }
-    TOUCHED_FILES.insert(&key, &1, u64::from(BPF_ANY)).is_ok()
+    let seen = 1;
+    TOUCHED_FILES.insert(&key, &seen, u64::from(BPF_ANY)).is_ok()
 }
 
 /// Writes the names of the file's path, from the file upwards; returns the bytes used, 0 when the path

@@ -62,6 +62,10 @@ pub static OOM_MARKED: PerCpuArray<Marked, 1> = PerCpuArray::new();
 #[btf_map]
 pub static OOM_PAIRING: Array<u32, 1> = Array::new();
 
+/// By cgroup key.
+#[btf_map]
+pub static OOM_KILLS_LOST: HashMap<u64, u64, 64> = HashMap::new();
+
 /// Cgroups that were made, removed or renamed.
 #[btf_map]
 pub static CGROUP_RING: RingBuf<u8, 262144> = RingBuf::new();

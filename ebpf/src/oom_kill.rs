@@ -5,6 +5,7 @@
 //! and leaves what it found for the classic one ("mark"), which makes the record.
 
 use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::{bpf_get_stack, bpf_ktime_get_ns, generated::bpf_probe_read_kernel_str};
 use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint, tracepoint};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext, TracePointContext};
@@ -12,8 +13,8 @@ use galen_common::accounting::{Fate, Probe as Subject};
 use galen_common::oom_kill::{OomKillRecord, STACK_DEPTH, oom_pairing, victim_flags};
 use galen_common::record::{RecordKind, TASK_COMM_LEN};
 
-use crate::emit::{count, emit_urgent};
-use crate::maps::{OOM_MARKED, OOM_PAIRING, OOM_VICTIM};
+use crate::emit::{add, count, emit_urgent};
+use crate::maps::{OOM_KILLS_LOST, OOM_MARKED, OOM_PAIRING, OOM_VICTIM};
 use crate::read::{Direct, Probe, Reader};
 use crate::settings::{self, has};
 use crate::task::{TaskIds, cgroup_id_of, header};
@@ -189,7 +190,7 @@ fn record(ctx: *mut core::ffi::c_void, victim: &VictimIdentity, memory: Memory) 
     count(Subject::OomKill, Fate::Seen);
     let trigger = TaskIds::current();
     let task = TaskIds { pid: victim.pid, tid: victim.tid, uid: victim.uid, comm: victim.comm };
-    emit_urgent(Subject::OomKill, |record: *mut OomKillRecord| {
+    let fill = |record: *mut OomKillRecord| {
         // SAFETY: the ring's entry is as large and as aligned as the record; the stack goes straight into
         // it, as it would not fit beside the rest on the program's own.
         unsafe {
@@ -214,5 +215,22 @@ fn record(ctx: *mut core::ffi::c_void, victim: &VictimIdentity, memory: Memory) 
             (*record).stack_len = frames;
             (*record).trigger_comm = trigger.comm;
         }
-    });
+    };
+    emit_urgent(Subject::OomKill, fill, || count_lost(victim.cgroup_id));
+}
+
+/// Counts a kill under its cgroup when no record can tell of it.
+#[inline(always)]
+fn count_lost(cgroup_id: u64) {
+    if OOM_KILLS_LOST.get_ptr_mut(&cgroup_id).is_none() {
+        // On the stack: the address of a literal (`&0`) is one into `.rodata`, where linking puts literals
+        // together, and 3 was read there in its stead.
+        let none = 0;
+        // Another CPU may have made it since: NOEXIST keeps what it counted.
+        let _ = OOM_KILLS_LOST.insert(&cgroup_id, &none, u64::from(BPF_NOEXIST));
+    }
+    if let Some(lost) = OOM_KILLS_LOST.get_ptr_mut(&cgroup_id) {
+        // SAFETY: the pointer is a map's value.
+        unsafe { add(lost, 1) };
+    }
 }

@@ -26,9 +26,10 @@ pub struct Counters {
     connects: StatsMap<ConnectStats>,
     writes: StatsMap<WriteStats>,
     errors: aya::maps::HashMap<MapData, Wire<WriteErrorKey>, u64>,
+    oom_kills_lost: aya::maps::HashMap<MapData, u64, u64>,
     programs: Vec<(String, ProgramFd)>,
-    /// Connects and writes of cgroups whose counters were given up.
-    forgotten: [u64; 2],
+    /// Connects, writes and lost OOM kills of cgroups whose counters were given up.
+    forgotten: [u64; 3],
 }
 
 /// One reading. Not one moment: each counter is exact, and read within the same few milliseconds.
@@ -38,6 +39,9 @@ pub struct Reading {
     pub cgroups: HashMap<u64, CgroupCounters>,
     /// By [`Probe`].
     pub fates: [KernelFates; 3],
+    /// Of all cgroups, those that were forgotten with them. Read after `fates`, so that it is no less than
+    /// what they count as lost, but for what found no room.
+    pub oom_kills_lost: u64,
 }
 
 /// The counters of one cgroup since its first event.
@@ -59,6 +63,8 @@ pub struct CgroupCounters {
     pub errnos: Vec<(u32, u64)>,
     /// Writes that did not fail, nanoseconds.
     pub write_latency_ns: Histogram,
+    /// OOM kills whose record found no room in its ring.
+    pub oom_kills_lost: u64,
 }
 
 /// What the kernel side counted for one probe, all CPUs.
@@ -80,8 +86,9 @@ impl Counters {
             connects: take(ebpf, map_names::CONNECT_STATS)?,
             writes: take(ebpf, map_names::WRITE_STATS)?,
             errors: take(ebpf, map_names::WRITE_ERRORS)?,
+            oom_kills_lost: take(ebpf, map_names::OOM_KILLS_LOST)?,
             programs: Vec::new(),
-            forgotten: [0; 2],
+            forgotten: [0; 3],
         })
     }
 
@@ -125,6 +132,12 @@ impl Counters {
             let cgroup = reading.cgroups.entry(key.cgroup_id).or_default();
             cgroup.errnos.push((key.errno, count));
         }
+        reading.oom_kills_lost = self.forgotten[2];
+        for entry in self.oom_kills_lost.iter() {
+            let (key, lost) = entry.map_err(map_failed(map_names::OOM_KILLS_LOST))?;
+            reading.cgroups.entry(key).or_default().oom_kills_lost = lost;
+            reading.oom_kills_lost += lost;
+        }
         let connects = reading.cgroups.values().flat_map(|cgroup| cgroup.connects).sum::<u64>();
         let writes = reading.cgroups.values().map(|cgroup| cgroup.writes + cgroup.write_errors).sum::<u64>();
         let seen = Fate::Seen as usize;
@@ -159,6 +172,8 @@ impl Counters {
     }
 
     fn forget_stats(&mut self, cgroup_id: u64, shards: u64) {
+        self.forgotten[2] += self.oom_kills_lost.get(&cgroup_id, 0).unwrap_or(0);
+        let _ = self.oom_kills_lost.remove(&cgroup_id);
         for shard in 0..shards {
             let key = Wire(CgroupKey { cgroup_id, shard });
             let mut last = CgroupCounters::default();

@@ -102,6 +102,7 @@ impl Core {
         loader
             .map_max_entries(map_names::CONNECT_STATS, stats_entries)
             .map_max_entries(map_names::WRITE_STATS, stats_entries)
+            .map_max_entries(map_names::OOM_KILLS_LOST, kernel.cgroups_max.saturating_add(1))
             .map_max_entries(map_names::WRITE_SLOTS, slots.count)
             .map_max_entries(map_names::TOUCHED_FILES, kernel.file_write.touched_files_max.max(1))
             .map_max_entries(DIAGNOSTICS_MAP, DIAGNOSTICS_BYTES)

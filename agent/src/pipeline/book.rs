@@ -67,6 +67,8 @@ struct Inner {
     read_at: Duration,
     dropped: u64,
     readings: u32,
+    /// The most kills without a name that any reading found: a reading in the middle of one finds fewer.
+    nameless_kills: u64,
 }
 
 /// Where a cgroup's counters stood at the last window.
@@ -108,6 +110,7 @@ impl Book {
                 read_at: now_mono,
                 dropped: 0,
                 readings: 0,
+                nameless_kills: 0,
             }),
         }
     }
@@ -126,7 +129,7 @@ impl Book {
     /// # Errors
     /// When the kernel refuses to hand out the counters.
     pub fn totals(&self) -> Result<Totals, KernelError> {
-        let inner = lock(&self.inner);
+        let mut inner = lock(&self.inner);
         let Some(counters) = &inner.counters else {
             let identity = self.identity_totals();
             return Ok(Totals { probes: self.report.to_vec(), identity, ..Totals::default() });
@@ -141,14 +144,16 @@ impl Book {
         }
         let mut cgroups: Vec<CgroupTotals> = Vec::with_capacity(reading.cgroups.len());
         for (id, counts) in reading.cgroups {
-            let kills = oom_kills.by_cgroup.get(&id).copied().unwrap_or_default();
+            let mut kills = oom_kills.by_cgroup.get(&id).copied().unwrap_or_default();
+            kills[OomScope::Unknown as usize] += counts.oom_kills_lost;
             cgroups.push(named(self.identity(id), counts, kills));
         }
         let told = oom_kills.by_cgroup.values().flatten().sum::<u64>() + oom_kills.forgotten;
-        let lost = nameless_kills(&fates[Probe::OomKill as usize], told);
-        if lost > 0 {
+        let nameless = nameless_kills(&fates[Probe::OomKill as usize], told, reading.oom_kills_lost);
+        inner.nameless_kills = inner.nameless_kills.max(nameless);
+        if inner.nameless_kills > 0 {
             let mut unnamed = named(Arc::default(), CgroupCounters::default(), [0; 3]);
-            unnamed.oom_kills.push((OomScope::Unknown, lost));
+            unnamed.oom_kills.push((OomScope::Unknown, inner.nameless_kills));
             cgroups.push(unnamed);
         }
         drop(inner);
@@ -250,10 +255,11 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Kills without a name: those whose record was lost on the way, and those that were delivered when there
-/// was no room left for another cgroup. Both did happen, and no kill is of both.
-fn nameless_kills(oom: &ProbeFates, told: u64) -> u64 {
-    (oom.seen - oom.delivered) + oom.delivered.saturating_sub(told)
+/// Kills without a name: those whose record was lost on the way when the kernel had no room to count them by
+/// cgroup, and those that were delivered when there was no room left for another cgroup. Both did happen, and
+/// no kill is of both.
+fn nameless_kills(oom: &ProbeFates, told: u64, lost_by_cgroup: u64) -> u64 {
+    (oom.seen - oom.delivered).saturating_sub(lost_by_cgroup) + oom.delivered.saturating_sub(told)
 }
 
 fn named(identity: Arc<Identity>, counts: CgroupCounters, oom_kills: [u64; 3]) -> CgroupTotals {
@@ -336,9 +342,11 @@ mod tests {
         let mut kernel = crate::kernel::KernelFates::default();
         kernel.0[galen_common::accounting::Fate::RingFull as usize] = 2;
         let oom = fates.balance(Probe::OomKill, &kernel);
-        assert_eq!(nameless_kills(&oom, 5), 2, "two records were lost");
-        assert_eq!(nameless_kills(&oom, 4), 3, "and one had no room");
-        assert_eq!(nameless_kills(&oom, 6), 2, "one is counted and not delivered yet");
+        assert_eq!(nameless_kills(&oom, 5, 0), 2, "two records were lost");
+        assert_eq!(nameless_kills(&oom, 4, 0), 3, "and one had no room");
+        assert_eq!(nameless_kills(&oom, 6, 0), 2, "one is counted and not delivered yet");
+        assert_eq!(nameless_kills(&oom, 5, 2), 0, "the kernel knows whose they were");
+        assert_eq!(nameless_kills(&oom, 5, 3), 0, "and of one more, which came after the fates were read");
     }
 
     /// A reading holds `inner` for as long as it takes, tens of milliseconds with many cgroups.

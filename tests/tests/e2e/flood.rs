@@ -157,3 +157,39 @@ fn an_agent_that_was_stopped_for_seconds_has_missed_no_count() -> Result<()> {
     }
     Ok(())
 }
+
+/// The smallest ring there is takes some 170 records; what it has no room for is still counted where it was.
+#[test]
+fn oom_kills_whose_records_are_lost_are_counted_under_their_cgroup() -> Result<()> {
+    const KILLS: u32 = 200;
+    let agent = Agent::start("kernel: { oom_ring_bytes: 64KiB }\n")?;
+    let small = Cgroup::new("oom")?;
+    small.limit(8 << 20)?;
+    agent.signal(libc::SIGSTOP)?;
+    for _ in 0..KILLS {
+        let mut victim = Load::start(&small, &["take", "16"])?;
+        victim.wait()?;
+    }
+    agent.signal(libc::SIGCONT)?;
+    let path = small.path();
+    // A victim that the kernel marks again while it is exiting counts again.
+    eventually(SOON, "every kill to be counted", || {
+        let kills = agent.metrics()?.sum("galen_oom_kills_total", &[("cgroup", &path)]);
+        Ok(if kills >= f64::from(KILLS) { Look::Done(()) } else { Look::NotYet(kills.to_string()) })
+    })?;
+    let metrics = agent.metrics()?;
+    let kills = metrics.sum("galen_oom_kills_total", &[("cgroup", &path)]);
+    let events = agent.events()?;
+    let told = events.iter().filter(|event| event["kind"] == "oom_kill" && event["cgroup"] == *path).count();
+    let lost = kills - f64::from(u32::try_from(told)?);
+    ensure!(lost > 0.0, "the ring was not full: {told} of {kills} kills were told");
+    let of_unknown_scope = metrics.sum("galen_oom_kills_total", &[("cgroup", &path), ("scope", "unknown")]);
+    ensure!(of_unknown_scope >= lost, "{of_unknown_scope} of unknown scope, {lost} lost");
+    let dropped = [("probe", "oom_kill"), ("reason", "ring_full")];
+    let dropped = metrics.sum("galen_events_dropped_total", &dropped);
+    ensure!(
+        dropped >= lost,
+        "{lost} without a record of {kills}, {of_unknown_scope} of unknown scope, {told} told, and {dropped} dropped"
+    );
+    Ok(())
+}
