@@ -1,6 +1,6 @@
 //! The kernel side of Galen.
 //!
-//! A file for each subject ([`tcp_connect`], [`file_write`], [`oom_kill`], and [`cgroup`] for their names),
+//! A file for each subject ([`tcp_connect`], [`file_write`] with [`file_write_vfs`], [`oom_kill`], and [`cgroup`] for their names),
 //! each with one program for each kind of hook; the agent loads the best that the kernel grants. [`maps`] has all maps, [`emit`] the one
 //! way into a ring, [`task`] whose event it is, [`settings`] what the agent decided before loading.
 //!
@@ -14,6 +14,7 @@
 mod cgroup;
 mod emit;
 mod file_write;
+mod file_write_vfs;
 mod maps;
 mod oom_kill;
 mod read;

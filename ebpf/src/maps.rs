@@ -5,7 +5,7 @@ use aya_ebpf::macros::btf_map;
 use galen_common::accounting::{FATES as FATE_COUNT, Probe};
 use galen_common::cgroup::change_counts;
 use galen_common::file_write::{
-    TouchedFileKey, WRITE_SLOTS_MAX, WRITE_STARTS_SPILLED_MAX, WriteErrorKey, WriteSlot, WriteStart,
+    ASYNC_WRITES_MAX, AsyncWrite, TouchedFileKey, WRITE_SLOTS_MAX, WRITE_STARTS_SPILLED_MAX, WriteErrorKey, WriteSlot, WriteStart,
     WriteStats,
 };
 use galen_common::globals::{FAILURE_RING_BYTES, RINGS_MAX};
@@ -39,6 +39,10 @@ pub static WRITE_SLOTS: Array<WriteSlot, { WRITE_SLOTS_MAX as usize }> = Array::
 #[btf_map]
 pub static WRITE_STARTS_SPILLED: HashMap<u32, WriteStart, { WRITE_STARTS_SPILLED_MAX as usize }> =
     HashMap::new();
+
+/// By the address of the `struct kiocb`.
+#[btf_map]
+pub static ASYNC_WRITES: HashMap<u64, AsyncWrite, { ASYNC_WRITES_MAX as usize }> = HashMap::new();
 
 #[btf_map]
 pub static WRITE_STATS: HashMap<CgroupKey, WriteStats, 64> = HashMap::new();

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use crate::command::run_galen;
 
 /// All variants that the configuration knows, `auto` first: what an agent takes by itself.
-pub const VARIANTS: [&str; 4] = ["auto", "tp_btf", "raw_tp", "tracepoint"];
+pub const VARIANTS: [&str; 6] = ["auto", "fentry", "kprobe", "tp_btf", "raw_tp", "tracepoint"];
 
 /// What `galen doctor` says of a probe under a variant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +60,8 @@ pub fn each_variant(
     for variant in VARIANTS {
         let (outcome, detail) = match offer(probe, variant)? {
             Offer::Refused(reason) => ("refused", json!(reason)),
+            // The probe has no hook of this kind, so the run would be that of `auto` again.
+            Offer::Attached(taken) if variant != "auto" && taken != variant => ("as auto", json!(taken)),
             Offer::Attached(taken) => match holds(variant, &taken) {
                 Ok(detail) => {
                     worked += 1;
