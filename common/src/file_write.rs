@@ -181,6 +181,8 @@ pub struct WriteStats {
     pub bytes: u64,
     /// Writes that failed.
     pub errors: u64,
+    /// Writes that did not fail and took at least the configured threshold.
+    pub slow: u64,
     /// Sum of the latencies of the writes that did not fail, nanoseconds.
     pub latency_sum_ns: u64,
     /// The writes that did not fail by latency in nanoseconds, see [`crate::histogram`]: their sum is the
@@ -219,5 +221,5 @@ const _: () = assert!(size_of::<FileWritePathRecord>() == 56 + 48 + PATH_BYTES);
 const _: () = assert!(size_of::<WriteStart>() == 40 && size_of::<WriteSlot>() == 64);
 const _: () = assert!(size_of::<AsyncWrite>() == 80);
 const _: () = assert!(WRITE_SLOTS_MAX.is_power_of_two());
-const _: () = assert!(size_of::<WriteStats>() == 24 + 8 * BUCKETS);
+const _: () = assert!(size_of::<WriteStats>() == 32 + 8 * BUCKETS);
 const _: () = assert!(size_of::<WriteErrorKey>() == 16 && size_of::<TouchedFileKey>() == 24);

@@ -18,7 +18,7 @@ pub use record::{Header, RecordKind, TASK_COMM_LEN};
 
 /// Version of everything in this crate that both sides must agree on. A pin or a recording of another
 /// version is never read.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Names of the kernel maps. The kernel keeps 15 bytes of a name.
 pub mod map_names {

@@ -76,6 +76,16 @@ impl Outcome {
         Self::try_from(Self::index_from_exit(new_state, errno)).unwrap_or(Self::Other)
     }
 
+    /// Whether the outcome with this index came from the peer: its SYN-ACK or its RST.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_answer(index: u32) -> bool {
+        const ANSWERS: u32 = (1 << Outcome::Established as u32)
+            | (1 << Outcome::Refused as u32)
+            | (1 << Outcome::Reset as u32);
+        (ANSWERS >> (index & 31)) & 1 != 0
+    }
+
     /// The name that users see.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -117,13 +127,54 @@ impl TryFrom<u32> for Outcome {
     }
 }
 
+/// Where the time of a connect went. Index into [`ConnectStats::phases_ns`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u32)]
+pub enum Phase {
+    /// From the first SYN to the last one that was sent.
+    SynRetransmit = 0,
+    /// From the last SYN to the peer's answer.
+    RoundTrip = 1,
+    /// From the last SYN to the end of a connect that the peer never answered.
+    Unanswered = 2,
+}
+
+impl Phase {
+    /// All phases, in the order of their indices.
+    pub const ALL: [Self; 3] = [Self::SynRetransmit, Self::RoundTrip, Self::Unanswered];
+
+    /// The name that users see.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::SynRetransmit => "syn_retransmit",
+            Self::RoundTrip => "round_trip",
+            Self::Unanswered => "unanswered",
+        }
+    }
+}
+
+/// Bits of [`TcpConnectRecord::flags`].
+pub mod connect_flags {
+    /// An IPv6 socket that connects to an IPv4 address (`::ffff:a.b.c.d`). Family and addresses of the record are
+    /// those of IPv4, which is what goes over the wire.
+    pub const V4_MAPPED: u16 = 1;
+    /// The SYN had the TCP Fast Open option: it asked for a cookie, or sent one.
+    pub const FAST_OPEN: u16 = 2;
+    /// The SYN carried data.
+    pub const FAST_OPEN_DATA: u16 = 4;
+    /// The peer took that data with its SYN-ACK.
+    pub const FAST_OPEN_DATA_ACKED: u16 = 8;
+}
+
 /// One connect that ended. Addresses are in network byte order as the kernel holds them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct TcpConnectRecord {
     /// Common part; the task is the one that called `connect`.
     pub header: Header,
-    /// SYN_SENT to leaving it, nanoseconds; [`LATENCY_UNKNOWN_NS`] when the start was not seen.
+    /// SYN_SENT to leaving it, or from the first SYN where TCP Fast Open held it back, nanoseconds;
+    /// [`LATENCY_UNKNOWN_NS`] when the start was not seen.
     pub latency_ns: u64,
     /// Source address; IPv4 in the first four bytes.
     pub saddr: [u8; 16],
@@ -135,8 +186,8 @@ pub struct TcpConnectRecord {
     pub sport: u16,
     /// Destination port, host byte order.
     pub dport: u16,
-    /// Zero.
-    pub reserved: u16,
+    /// Bits of [`connect_flags`].
+    pub flags: u16,
     /// An [`Outcome`] as its number.
     pub outcome: u32,
     /// The socket's error as a positive number; 0 for none, [`UNKNOWN`] where it cannot be read.
@@ -144,7 +195,10 @@ pub struct TcpConnectRecord {
     /// SYNs sent again; [`UNKNOWN`] where that cannot be read.
     pub syn_retransmits: u32,
     /// Zero.
-    pub reserved2: u32,
+    pub reserved: u32,
+    /// From the first SYN to the last, nanoseconds; [`LATENCY_UNKNOWN_NS`] where that cannot be told, or when no
+    /// SYN went out.
+    pub syn_retransmit_wait_ns: u64,
 }
 
 /// The latency of an event whose start was not seen.
@@ -180,15 +234,17 @@ pub struct ConnectStats {
     pub outcomes: [u64; 8],
     /// SYNs sent again, by the [`Outcome`] of their connect.
     pub syn_retransmits: [u64; 8],
-    /// Sum of the latencies in `latency_us`, nanoseconds, established connects only.
+    /// Nanoseconds by [`Phase`], all outcomes.
+    pub phases_ns: [u64; 4],
+    /// Sum of the latencies in `latency_ns`, nanoseconds, established connects only.
     pub latency_sum_ns: u64,
-    /// Established connects by latency in microseconds, see [`crate::histogram`].
-    pub latency_us: [u64; BUCKETS],
+    /// Established connects by latency in nanoseconds, see [`crate::histogram`].
+    pub latency_ns: [u64; BUCKETS],
 }
 
-const _: () = assert!(size_of::<TcpConnectRecord>() == 56 + 8 + 32 + 8 + 16);
+const _: () = assert!(size_of::<TcpConnectRecord>() == 56 + 8 + 32 + 8 + 16 + 8);
 const _: () = assert!(size_of::<ConnectStart>() == 48);
-const _: () = assert!(size_of::<ConnectStats>() == 136 + 8 * BUCKETS);
+const _: () = assert!(size_of::<ConnectStats>() == 168 + 8 * BUCKETS);
 
 #[cfg(test)]
 mod tests {
@@ -209,5 +265,12 @@ mod tests {
         assert_eq!(outcome(5), Outcome::Other);
         assert_eq!(outcome(127), Outcome::Other);
         assert_eq!(outcome(u32::MAX), Outcome::Other);
+    }
+
+    #[test]
+    fn only_the_peer_answers() {
+        let answers = |outcome: &Outcome| Outcome::is_answer(*outcome as u32);
+        let found = Outcome::ALL.map(|outcome| answers(&outcome));
+        assert_eq!(found, [true, true, false, false, true, false, false]);
     }
 }

@@ -34,7 +34,8 @@ const S_IFREG: u16 = 0o100_000;
 // entered again or turned into EINTR after a signal.
 const ERESTART: core::ops::RangeInclusive<i64> = -516..=-512;
 
-static ZERO: WriteStats = WriteStats { bytes: 0, errors: 0, latency_sum_ns: 0, latency_ns: [0; BUCKETS] };
+static ZERO: WriteStats =
+    WriteStats { bytes: 0, errors: 0, slow: 0, latency_sum_ns: 0, latency_ns: [0; BUCKETS] };
 
 #[btf_tracepoint(function = "sys_enter")]
 pub fn file_write_enter_btf(ctx: BtfTracePointContext) -> i32 {
@@ -262,6 +263,9 @@ pub fn finish(
             } else {
                 add(&raw mut (*stats).bytes, returned as u64);
                 add(&raw mut (*stats).latency_sum_ns, latency_ns);
+                if latency_ns >= get(&settings::WRITE_SLOW_NS) {
+                    add(&raw mut (*stats).slow, 1);
+                }
                 let bucket = bucket_of(latency_ns);
                 if bucket < BUCKETS {
                     add((&raw mut (*stats).latency_ns).cast::<u64>().add(bucket), 1);

@@ -15,6 +15,7 @@ mod cgroup;
 mod emit;
 mod file_write;
 mod file_write_vfs;
+mod handshake;
 mod maps;
 mod oom_kill;
 mod read;

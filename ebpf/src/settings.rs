@@ -168,6 +168,19 @@ settings! {
     /// `tcp_sock.total_retrans`.
     OFF_TCP_TOTAL_RETRANS: ABSENT;
 
+    /// `tcp_sock.tcp_wstamp_ns`.
+    OFF_TCP_WSTAMP: ABSENT;
+    /// `tcp_sock.packets_out`.
+    OFF_TCP_PACKETS_OUT: ABSENT;
+    /// `tcp_sock`: the eight bytes with the bits of TCP Fast Open.
+    OFF_TCP_FAST_OPEN: ABSENT;
+    /// ... of these, `fastopen_connect`.
+    TCP_FAST_OPEN_CONNECT_MASK: 0;
+    /// ... `syn_fastopen`.
+    TCP_SYN_FAST_OPEN_MASK: 0;
+    /// ... `syn_data`.
+    TCP_SYN_DATA_MASK: 0;
+
     /// Classic tracepoint `sock:inet_sock_set_state`: `skaddr`.
     OFF_TP_SKADDR: ABSENT;
     /// ... `oldstate`.

@@ -13,11 +13,12 @@ use galen_common::globals::emit as emit_rule;
 use galen_common::histogram::{BUCKETS, bucket_of};
 use galen_common::record::{RecordKind, TASK_COMM_LEN};
 use galen_common::tcp_connect::{
-    AF_INET, AF_INET6, ConnectStart, ConnectStats, EADDRNOTAVAIL, LATENCY_UNKNOWN_NS, Outcome, TCP_CLOSE,
-    TCP_SYN_SENT, TcpConnectRecord, UNKNOWN,
+    AF_INET, AF_INET6, ConnectStart, ConnectStats, EADDRNOTAVAIL, LATENCY_UNKNOWN_NS, Outcome, Phase,
+    TCP_CLOSE, TCP_SYN_SENT, TcpConnectRecord, UNKNOWN, connect_flags,
 };
 
 use crate::emit::{Lane, add, count, emit};
+use crate::handshake::{self, Ended, Timing};
 use crate::maps::{CONNECT_STARTS, CONNECT_STATS};
 use crate::read::{Direct, Probe, Reader};
 use crate::settings::{self, get, has};
@@ -26,8 +27,13 @@ use crate::task::{Current, TaskIds, current_cgroup_id, header};
 
 const IPPROTO_TCP: u16 = 6;
 
-static ZERO: ConnectStats =
-    ConnectStats { outcomes: [0; 8], syn_retransmits: [0; 8], latency_sum_ns: 0, latency_us: [0; BUCKETS] };
+static ZERO: ConnectStats = ConnectStats {
+    outcomes: [0; 8],
+    syn_retransmits: [0; 8],
+    phases_ns: [0; 4],
+    latency_sum_ns: 0,
+    latency_ns: [0; BUCKETS],
+};
 
 /// Where a connect stands when it ends.
 ///
@@ -41,8 +47,28 @@ struct Endpoints {
     family: u16,
     sport: u16,
     dport: u16,
+    /// Bits of [`connect_flags`].
+    flags: u16,
     errno: u32,
     syn_retransmits: u32,
+}
+
+impl Endpoints {
+    /// Takes an IPv6 destination; one that is mapped goes over the wire as the IPv4 that it is. `saddr_v4` gives
+    /// the source of such a one.
+    #[inline(always)]
+    fn set_v6(&mut self, saddr: [u8; 16], daddr: [u32; 4], saddr_v4: impl FnOnce() -> u32) {
+        if daddr[0] | daddr[1] == 0 && daddr[2] == u32::from_ne_bytes([0, 0, 0xff, 0xff]) {
+            self.family = AF_INET;
+            self.flags = connect_flags::V4_MAPPED;
+            set_v4(&mut self.saddr, saddr_v4());
+            set_v4(&mut self.daddr, daddr[3]);
+            return;
+        }
+        self.saddr = saddr;
+        // SAFETY: both are sixteen bytes.
+        self.daddr = unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(daddr) };
+    }
 }
 
 #[btf_tracepoint(function = "inet_sock_set_state")]
@@ -114,6 +140,7 @@ pub fn tcp_connect_tp(ctx: TracePointContext) -> i32 {
             dport: Probe::member(record, &settings::OFF_TP_DPORT),
             saddr: [0; 16],
             daddr: [0; 16],
+            flags: 0,
             errno: UNKNOWN,
             syn_retransmits: 0,
         };
@@ -121,8 +148,9 @@ pub fn tcp_connect_tp(ctx: TracePointContext) -> i32 {
             set_v4(&mut at_end.saddr, Probe::member(record, &settings::OFF_TP_SADDR));
             set_v4(&mut at_end.daddr, Probe::member(record, &settings::OFF_TP_DADDR));
         } else {
-            at_end.saddr = Probe::member(record, &settings::OFF_TP_SADDR_V6);
-            at_end.daddr = Probe::member(record, &settings::OFF_TP_DADDR_V6);
+            let saddr = Probe::member(record, &settings::OFF_TP_SADDR_V6);
+            let daddr = Probe::member(record, &settings::OFF_TP_DADDR_V6);
+            at_end.set_v6(saddr, daddr, || Probe::member(record, &settings::OFF_TP_SADDR));
         }
         let sk = sk as *const u8;
         if has(&settings::OFF_SK_ERR) {
@@ -184,6 +212,7 @@ unsafe fn endpoints<R: Reader>(sk: *const u8) -> Endpoints {
             dport: u16::from_be(R::member(sk, &settings::OFF_SK_DPORT)),
             saddr: [0; 16],
             daddr: [0; 16],
+            flags: 0,
             errno: R::member(sk, &settings::OFF_SK_ERR),
             syn_retransmits: retransmits(sk),
         };
@@ -191,8 +220,9 @@ unsafe fn endpoints<R: Reader>(sk: *const u8) -> Endpoints {
             set_v4(&mut at_end.saddr, R::member(sk, &settings::OFF_SK_SADDR));
             set_v4(&mut at_end.daddr, R::member(sk, &settings::OFF_SK_DADDR));
         } else if at_end.family == AF_INET6 && has(&settings::OFF_SK_V6_DADDR) {
-            at_end.saddr = Probe::member(sk, &settings::OFF_SK_V6_SADDR);
-            at_end.daddr = Probe::member(sk, &settings::OFF_SK_V6_DADDR);
+            let saddr = Probe::member(sk, &settings::OFF_SK_V6_SADDR);
+            let daddr = Probe::member(sk, &settings::OFF_SK_V6_DADDR);
+            at_end.set_v6(saddr, daddr, || R::member(sk, &settings::OFF_SK_SADDR));
         }
         at_end
     }
@@ -219,12 +249,12 @@ fn start<R: Current>(sk: u64) {
 fn end(ctx: &impl EbpfContext, sk: u64, new_state: i32, at_end: &Endpoints) {
     // SAFETY: the helper has no conditions.
     let now = unsafe { bpf_ktime_get_ns() };
-    let mut latency_ns = LATENCY_UNKNOWN_NS;
+    let mut start_ns = 0;
     let mut cgroup_id = 0;
     let mut task = TaskIds { pid: 0, tid: 0, uid: 0, comm: [0; TASK_COMM_LEN] };
     // SAFETY: the entry is this socket's; nobody removes it before this program does.
     let known = if let Some(start) = unsafe { CONNECT_STARTS.get(&sk) } {
-        latency_ns = now.saturating_sub(start.time_mono_ns);
+        start_ns = start.time_mono_ns;
         cgroup_id = start.cgroup_id;
         task = TaskIds { pid: start.pid, tid: start.tid, uid: start.uid, comm: start.comm };
         let _ = CONNECT_STARTS.remove(&sk);
@@ -242,6 +272,10 @@ fn end(ctx: &impl EbpfContext, sk: u64, new_state: i32, at_end: &Endpoints) {
         errno = EADDRNOTAVAIL;
         outcome = Outcome::Other as u32;
     }
+    // SAFETY: `sk` is a TCP socket, and the outcome's index is below 8.
+    let (timing, fast_open_flags) =
+        unsafe { time_of(sk as *const u8, now, known.then_some(start_ns), at_end, outcome) };
+    let Timing { latency_ns, syn_retransmit_wait_ns } = timing;
     if let Some(stats) = stats::of_cgroup(ctx, &CONNECT_STATS, &ZERO, Subject::TcpConnect, cgroup_id) {
         // SAFETY: the outcome is below 8 and the bucket below BUCKETS.
         unsafe {
@@ -250,19 +284,20 @@ fn end(ctx: &impl EbpfContext, sk: u64, new_state: i32, at_end: &Endpoints) {
                 let retransmits = (&raw mut (*stats).syn_retransmits).cast::<u64>();
                 add(retransmits.add(outcome as usize & 7), u64::from(at_end.syn_retransmits));
             }
-            if known && outcome == Outcome::Established as u32 {
+            add_phases((&raw mut (*stats).phases_ns).cast(), &timing, outcome);
+            if latency_ns != LATENCY_UNKNOWN_NS && outcome == Outcome::Established as u32 {
                 add(&raw mut (*stats).latency_sum_ns, latency_ns);
-                let bucket = bucket_of(latency_ns / 1000);
+                let bucket = bucket_of(latency_ns);
                 if bucket < BUCKETS {
-                    add((&raw mut (*stats).latency_us).cast::<u64>().add(bucket), 1);
+                    add((&raw mut (*stats).latency_ns).cast::<u64>().add(bucket), 1);
                 }
             }
         }
     }
 
     let rule = get(&settings::CONNECT_EMIT);
-    let notable =
-        outcome != Outcome::Established as u32 || (known && latency_ns >= get(&settings::CONNECT_SLOW_NS));
+    let notable = outcome != Outcome::Established as u32
+        || (latency_ns != LATENCY_UNKNOWN_NS && latency_ns >= get(&settings::CONNECT_SLOW_NS));
     if rule == emit_rule::NONE || (rule == emit_rule::NOTABLE && !notable) {
         count(Subject::TcpConnect, Fate::Filtered);
         return;
@@ -281,12 +316,59 @@ fn end(ctx: &impl EbpfContext, sk: u64, new_state: i32, at_end: &Endpoints) {
                 family: at_end.family,
                 sport: at_end.sport,
                 dport: at_end.dport,
-                reserved: 0,
+                flags: at_end.flags | fast_open_flags,
                 outcome,
                 errno,
                 syn_retransmits: at_end.syn_retransmits,
-                reserved2: 0,
+                reserved: 0,
+                syn_retransmit_wait_ns,
             });
         }
     });
+}
+
+/// The time of a connect and its bits of TCP Fast Open; all unknown where its start was not seen.
+///
+/// # Safety
+/// `sk` must be the address of a `tcp_sock`.
+#[inline(always)]
+unsafe fn time_of(
+    sk: *const u8,
+    now_ns: u64,
+    start_ns: Option<u64>,
+    at_end: &Endpoints,
+    outcome: u32,
+) -> (Timing, u16) {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        let fast_open = handshake::fast_open(sk, outcome == Outcome::Established as u32);
+        let Some(start_ns) = start_ns else {
+            let unknown =
+                Timing { latency_ns: LATENCY_UNKNOWN_NS, syn_retransmit_wait_ns: LATENCY_UNKNOWN_NS };
+            return (unknown, fast_open.flags);
+        };
+        let syn_retransmits = at_end.syn_retransmits;
+        let ended = Ended { now_ns, start_ns, syn_retransmits, outcome, fast_open };
+        (handshake::timing(sk, &ended), fast_open.flags)
+    }
+}
+
+/// Adds a connect's time to the sums by [`Phase`].
+///
+/// # Safety
+/// `phases_ns` must point to an array of them in a map's value.
+#[inline(always)]
+unsafe fn add_phases(phases_ns: *mut u64, timing: &Timing, outcome: u32) {
+    let wait_ns = timing.syn_retransmit_wait_ns;
+    if wait_ns == LATENCY_UNKNOWN_NS || timing.latency_ns == LATENCY_UNKNOWN_NS {
+        return;
+    }
+    let last = if Outcome::is_answer(outcome) { Phase::RoundTrip } else { Phase::Unanswered };
+    // SAFETY: the phases are indices into the array.
+    unsafe {
+        if wait_ns != 0 {
+            add(phases_ns.add(Phase::SynRetransmit as usize), wait_ns);
+        }
+        add(phases_ns.add(last as usize), timing.latency_ns.saturating_sub(wait_ns));
+    }
 }

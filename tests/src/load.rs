@@ -108,6 +108,15 @@ impl Load {
         Ok(self.child.try_wait()?.is_none())
     }
 
+    /// Kills it and waits for its end.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill().context("cannot kill the load")?;
+        self.wait().map(drop)
+    }
+
     /// Waits for its end, however it ends.
     ///
     /// # Errors

@@ -59,6 +59,14 @@ impl NetNs {
         Ok(())
     }
 
+    /// Writes one of its settings, by its path below `/proc/sys`.
+    ///
+    /// # Errors
+    /// The kernel does not take it.
+    pub fn set(&self, setting: &str, value: &str) -> Result<()> {
+        ip(&["netns", "exec", &self.name, "sh", "-c", &format!("echo {value} > /proc/sys/{setting}")])
+    }
+
     /// The file that names it, for `setns`.
     #[must_use]
     pub fn file(&self) -> PathBuf {

@@ -8,9 +8,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use galen_common::file_write::{FileWritePathRecord, FileWriteRecord, PATH_BYTES};
 use galen_common::oom_kill::{OomKillRecord, STACK_DEPTH, victim_flags};
 use galen_common::record::{Header, RecordKind, TASK_COMM_LEN, header_flags};
-use galen_common::tcp_connect::{AF_INET, AF_INET6, LATENCY_UNKNOWN_NS, TcpConnectRecord, UNKNOWN};
+use galen_common::tcp_connect::{
+    AF_INET, AF_INET6, LATENCY_UNKNOWN_NS, TcpConnectRecord, UNKNOWN, connect_flags,
+};
 
-use super::{Dev, Errno, Outcome, Probe, Reason, Task};
+use super::{Dev, Errno, FastOpen, Outcome, Probe, Reason, Task};
 
 /// Why a record cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -174,8 +176,9 @@ fn tcp_connect(input: &mut Input<'_>) -> Result<super::TcpConnect, DecodeError> 
     let latency_ns = input.u64();
     let saddr = input.array::<16>();
     let daddr = input.array::<16>();
-    let (family, sport, dport, _) = (input.u16(), input.u16(), input.u16(), input.u16());
+    let (family, sport, dport, flags) = (input.u16(), input.u16(), input.u16(), input.u16());
     let (outcome, errno, syn_retransmits, _) = (input.u32(), input.u32(), input.u32(), input.u32());
+    let wait_ns = input.u64();
     let address = |bytes: [u8; 16]| match family {
         AF_INET => IpAddr::V4(Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3])),
         _ => IpAddr::V6(Ipv6Addr::from(bytes)),
@@ -186,17 +189,44 @@ fn tcp_connect(input: &mut Input<'_>) -> Result<super::TcpConnect, DecodeError> 
         _ => return Err(DecodeError::UnknownValue("address family")),
     };
     let saddr = address(saddr);
+    let outcome = Outcome::try_from(outcome).map_err(|_| DecodeError::UnknownValue("outcome"))?;
+    let latency_us = known_ns(latency_ns).map(|ns| ns / 1000);
+    // The rest is rounded with them, so that the parts add up to the whole.
+    let wait_us = known_ns(wait_ns).zip(latency_us).map(|(ns, whole)| whole.min(ns / 1000));
+    let rest_us = wait_us.zip(latency_us).map(|(wait, whole)| whole - wait);
+    let is_answered = Outcome::is_answer(outcome as u32);
     Ok(super::TcpConnect {
         family: family_name,
+        v4_mapped: flags & connect_flags::V4_MAPPED != 0,
         saddr: (!saddr.is_unspecified()).then_some(saddr),
         sport: (sport != 0).then_some(sport),
         daddr: address(daddr),
         dport,
-        latency_us: (latency_ns != LATENCY_UNKNOWN_NS).then_some(latency_ns / 1000),
-        outcome: Outcome::try_from(outcome).map_err(|_| DecodeError::UnknownValue("outcome"))?,
+        latency_us,
+        syn_retransmit_wait_us: wait_us,
+        round_trip_us: rest_us.filter(|_| is_answered),
+        unanswered_us: rest_us.filter(|_| !is_answered),
+        outcome,
         errno: (errno != 0 && errno != UNKNOWN).then_some(Errno(errno)),
         syn_retransmits: (syn_retransmits != UNKNOWN).then_some(syn_retransmits),
+        fast_open: fast_open(flags),
     })
+}
+
+fn known_ns(ns: u64) -> Option<u64> {
+    (ns != LATENCY_UNKNOWN_NS).then_some(ns)
+}
+
+const fn fast_open(flags: u16) -> Option<FastOpen> {
+    if flags & connect_flags::FAST_OPEN_DATA_ACKED != 0 {
+        Some(FastOpen::DataAcked)
+    } else if flags & connect_flags::FAST_OPEN_DATA != 0 {
+        Some(FastOpen::DataSent)
+    } else if flags & connect_flags::FAST_OPEN != 0 {
+        Some(FastOpen::CookieRequested)
+    } else {
+        None
+    }
 }
 
 fn file_write(input: &mut Input<'_>) -> Result<RawWrite, DecodeError> {

@@ -48,7 +48,15 @@ fn connect() -> Vec<u8> {
     put(&mut bytes, 104, &(Outcome::TimedOut as u32).to_ne_bytes());
     put(&mut bytes, 108, &110_u32.to_ne_bytes());
     put(&mut bytes, 112, &3_u32.to_ne_bytes());
+    put(&mut bytes, 120, &1_200_999_u64.to_ne_bytes());
     bytes
+}
+
+fn told(bytes: &[u8]) -> super::super::TcpConnect {
+    match decode(bytes).unwrap().body {
+        RawBody::TcpConnect(connect) => connect,
+        other => panic!("another kind: {other:?}"),
+    }
 }
 
 #[test]
@@ -62,6 +70,41 @@ fn a_connect_says_what_the_kernel_said() {
     assert_eq!((connect.sport, connect.dport), (Some(40_000), 443));
     assert_eq!((connect.latency_us, connect.syn_retransmits), (Some(1234), Some(3)));
     assert_eq!((connect.outcome, connect.errno), (Outcome::TimedOut, Some(Errno(110))));
+    assert_eq!((connect.syn_retransmit_wait_us, connect.unanswered_us), (Some(1200), Some(34)));
+    assert_eq!((connect.round_trip_us, connect.fast_open, connect.v4_mapped), (None, None, false));
+}
+
+#[test]
+fn only_what_the_peer_answered_has_a_round_trip() {
+    for outcome in Outcome::ALL {
+        let mut bytes = connect();
+        put(&mut bytes, 104, &(outcome as u32).to_ne_bytes());
+        let connect = told(&bytes);
+        let is_answer = matches!(outcome, Outcome::Established | Outcome::Refused | Outcome::Reset);
+        assert_eq!(
+            (connect.round_trip_us.is_some(), connect.unanswered_us.is_some()),
+            (is_answer, !is_answer)
+        );
+    }
+}
+
+#[test]
+fn fast_open_and_mapped_addresses_are_named() {
+    let of = |flags: u16| {
+        let mut bytes = connect();
+        put(&mut bytes, 102, &flags.to_ne_bytes());
+        told(&bytes)
+    };
+    let mapped = of(connect_flags::V4_MAPPED);
+    assert_eq!(
+        (mapped.family, mapped.v4_mapped, mapped.daddr.to_string()),
+        ("ipv4", true, "10.1.2.3".into())
+    );
+    let (asked, sent, acked) =
+        (connect_flags::FAST_OPEN, connect_flags::FAST_OPEN_DATA, connect_flags::FAST_OPEN_DATA_ACKED);
+    assert_eq!(of(asked).fast_open, Some(FastOpen::CookieRequested));
+    assert_eq!(of(asked | sent).fast_open, Some(FastOpen::DataSent));
+    assert_eq!(of(asked | sent | acked).fast_open, Some(FastOpen::DataAcked));
 }
 
 #[test]
@@ -73,6 +116,8 @@ fn what_is_not_known_is_absent() {
     assert_eq!((raw.cgroup_id, raw.task.uid, raw.task.comm), (None, None, None));
     let RawBody::TcpConnect(connect) = raw.body else { panic!("another kind") };
     assert_eq!(connect.latency_us, None);
+    let split = (connect.syn_retransmit_wait_us, connect.round_trip_us, connect.unanswered_us);
+    assert_eq!(split, (None, None, None), "parts of what is not known");
 }
 
 #[test]
@@ -128,6 +173,21 @@ fn unknown_kinds_and_values_have_reasons_of_their_own() {
 }
 
 proptest! {
+    #[test]
+    fn the_parts_of_a_connect_add_up_to_its_whole(latency_ns: u64, wait_ns: u64, outcome in 0_u32..7) {
+        let mut bytes = connect();
+        put(&mut bytes, 56, &latency_ns.to_ne_bytes());
+        put(&mut bytes, 104, &outcome.to_ne_bytes());
+        put(&mut bytes, 120, &wait_ns.to_ne_bytes());
+        let connect = told(&bytes);
+        let rest = connect.round_trip_us.or(connect.unanswered_us);
+        match (connect.latency_us, connect.syn_retransmit_wait_us) {
+            (Some(whole), Some(wait)) => prop_assert_eq!(rest, Some(whole - wait)),
+            (None, Some(_)) => prop_assert!(false, "a part of what is not known"),
+            (_, None) => prop_assert_eq!(rest, None),
+        }
+    }
+
     #[test]
     fn no_bytes_crash_the_reader(bytes in proptest::collection::vec(any::<u8>(), 0..1024)) {
         if let Err(error) = decode(&bytes) {

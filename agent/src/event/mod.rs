@@ -6,6 +6,7 @@
 pub mod decode;
 mod errno;
 mod signal;
+mod tcp_connect;
 mod time;
 mod totals;
 mod window;
@@ -17,10 +18,11 @@ use serde::Serialize;
 
 pub use galen_common::accounting::Probe;
 pub use galen_common::file_write::Reason;
-pub use galen_common::tcp_connect::Outcome;
+pub use galen_common::tcp_connect::{Outcome, Phase as ConnectPhase};
 
 pub use crate::kernel::{Histogram, ProbeInfo, ProgramTotals};
 pub use signal::FaultSignal;
+pub use tcp_connect::{FastOpen, TcpConnect};
 pub use time::WallTime;
 pub use totals::{CgroupTotals, IdentityTotals, ProbeFates, Totals};
 pub use window::{SubjectWindow, Tick};
@@ -202,35 +204,6 @@ impl Body {
             Self::Lost(_) => Kind::Lost,
         }
     }
-}
-
-/// A TCP connect, from SYN_SENT to leaving it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct TcpConnect {
-    /// `ipv4` or `ipv6`.
-    pub family: &'static str,
-    /// Source address.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub saddr: Option<std::net::IpAddr>,
-    /// Source port.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub sport: Option<u16>,
-    /// Destination address.
-    pub daddr: std::net::IpAddr,
-    /// Destination port.
-    pub dport: u16,
-    /// Microseconds in SYN_SENT.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub latency_us: Option<u64>,
-    /// How it ended.
-    #[serde(serialize_with = "outcome_name")]
-    pub outcome: Outcome,
-    /// Name of the errno.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub errno: Option<Errno>,
-    /// SYNs sent again.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub syn_retransmits: Option<u32>,
 }
 
 /// A write to a file.
@@ -519,11 +492,6 @@ pub struct Lost {
     pub reason: &'static str,
     /// How many since this was last said.
     pub count: u64,
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes by reference")]
-fn outcome_name<S: serde::Serializer>(outcome: &Outcome, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(outcome.name())
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes by reference")]

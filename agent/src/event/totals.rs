@@ -51,16 +51,18 @@ pub struct CgroupTotals {
     pub connects: [u64; 7],
     /// SYNs sent again, by the [`super::Outcome`] of their connect.
     pub syn_retransmits: [u64; 7],
-    /// Established connects by latency, microseconds.
-    pub connect_latency_us: Histogram,
+    /// Nanoseconds of connects by [`super::ConnectPhase`].
+    pub connect_phases_ns: [u64; 3],
+    /// Established connects by latency.
+    pub connect_latency: Histogram,
     /// Writes that did not fail.
     pub writes: u64,
     /// Bytes they returned.
     pub write_bytes: u64,
     /// Failed writes by errno.
     pub write_errors: Vec<(Errno, u64)>,
-    /// Writes that did not fail by latency, nanoseconds.
-    pub write_latency_ns: Histogram,
+    /// Writes that did not fail by latency.
+    pub write_latency: Histogram,
     /// OOM kills by scope.
     pub oom_kills: Vec<(OomScope, u64)>,
 }

@@ -37,8 +37,7 @@ pub struct SubjectWindow {
     pub write_bytes: u64,
     /// Writes that failed.
     pub write_errors: u64,
-    /// Writes that did not fail and took at least the slow threshold, from the histogram: exact to its
-    /// bucket, 6.25 %.
+    /// Writes that did not fail and took at least the slow threshold.
     pub slow_writes: u64,
 }
 

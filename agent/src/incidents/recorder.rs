@@ -232,14 +232,19 @@ mod tests {
     fn connect(cgroup_id: u64, number: u64) -> Event {
         let body = Body::TcpConnect(TcpConnect {
             family: "ipv4",
+            v4_mapped: false,
             saddr: None,
             sport: None,
             daddr: std::net::Ipv4Addr::LOCALHOST.into(),
             dport: 80,
             latency_us: None,
+            syn_retransmit_wait_us: None,
+            round_trip_us: None,
+            unanswered_us: None,
             outcome: crate::event::Outcome::Refused,
             errno: None,
             syn_retransmits: None,
+            fast_open: None,
         });
         Event { kind: body.kind(), body, ..write(cgroup_id, number) }
     }

@@ -97,6 +97,13 @@ impl<'a> Btf<'a> {
     /// structures and unions by itself. `None` when this kernel has no such member.
     #[must_use]
     pub fn member_offset(&self, structure: &str, path: &str) -> Option<u64> {
+        let bits = self.member_bit(structure, path)?;
+        (bits % 8 == 0).then_some(bits / 8)
+    }
+
+    /// Bit offset of a member, as [`Self::member_offset`], for those that are bitfields.
+    #[must_use]
+    pub fn member_bit(&self, structure: &str, path: &str) -> Option<u64> {
         self.named.get(structure)?.iter().find_map(|id| {
             let mut id = *id;
             let mut bits = 0;
@@ -105,7 +112,7 @@ impl<'a> Btf<'a> {
                 bits += u64::from(offset);
                 id = member_type;
             }
-            (bits % 8 == 0).then_some(bits / 8)
+            Some(bits)
         })
     }
 

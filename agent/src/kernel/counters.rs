@@ -4,9 +4,9 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::fd::AsRawFd;
 
-use aya::Ebpf;
 use aya::maps::{Map, MapData, MapError, PerCpuArray};
 use aya::programs::ProgramFd;
+use aya::{Ebpf, Pod};
 use galen_common::accounting::{FATES, Fate, Probe};
 use galen_common::file_write::{WriteErrorKey, WriteStats};
 use galen_common::histogram::BUCKETS;
@@ -15,17 +15,16 @@ use galen_common::record::CgroupKey;
 use galen_common::tcp_connect::ConnectStats;
 
 use super::KernelError;
+use super::batch::WholeMap;
 use super::report::{Histogram, ProgramTotals};
 use super::wire::{FateCounts, Wire};
-
-type StatsMap<V> = aya::maps::HashMap<MapData, Wire<CgroupKey>, Wire<V>>;
 
 /// The maps that count, and the programs whose cost is known.
 pub struct Counters {
     fates: PerCpuArray<MapData, Wire<FateCounts>>,
-    connects: StatsMap<ConnectStats>,
-    writes: StatsMap<WriteStats>,
-    errors: aya::maps::HashMap<MapData, Wire<WriteErrorKey>, u64>,
+    connects: WholeMap<CgroupKey, ConnectStats>,
+    writes: WholeMap<CgroupKey, WriteStats>,
+    errors: WholeMap<WriteErrorKey, u64>,
     oom_kills_lost: aya::maps::HashMap<MapData, u64, u64>,
     programs: Vec<(String, ProgramFd)>,
     /// Connects, writes and lost OOM kills of cgroups whose counters were given up.
@@ -51,8 +50,10 @@ pub struct CgroupCounters {
     pub connects: [u64; 7],
     /// SYNs sent again, by the outcome of their connect.
     pub syn_retransmits: [u64; 7],
-    /// Established connects, microseconds.
-    pub connect_latency_us: Histogram,
+    /// Nanoseconds of connects by phase.
+    pub connect_phases_ns: [u64; 3],
+    /// Established connects.
+    pub connect_latency: Histogram,
     /// Writes that did not fail.
     pub writes: u64,
     /// Bytes they returned.
@@ -61,8 +62,10 @@ pub struct CgroupCounters {
     pub write_errors: u64,
     /// Those by positive errno; less than `write_errors` when the kernel's map was full.
     pub errnos: Vec<(u32, u64)>,
-    /// Writes that did not fail, nanoseconds.
-    pub write_latency_ns: Histogram,
+    /// Writes that did not fail and took at least the configured threshold.
+    pub slow_writes: u64,
+    /// Writes that did not fail.
+    pub write_latency: Histogram,
     /// OOM kills whose record found no room in its ring.
     pub oom_kills_lost: u64,
 }
@@ -83,9 +86,9 @@ impl Counters {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, KernelError> {
         Ok(Self {
             fates: take(ebpf, map_names::FATES)?,
-            connects: take(ebpf, map_names::CONNECT_STATS)?,
-            writes: take(ebpf, map_names::WRITE_STATS)?,
-            errors: take(ebpf, map_names::WRITE_ERRORS)?,
+            connects: take_whole(ebpf, map_names::CONNECT_STATS)?,
+            writes: take_whole(ebpf, map_names::WRITE_STATS)?,
+            errors: take_whole(ebpf, map_names::WRITE_ERRORS)?,
             oom_kills_lost: take(ebpf, map_names::OOM_KILLS_LOST)?,
             programs: Vec::new(),
             forgotten: [0; 3],
@@ -94,17 +97,18 @@ impl Counters {
 
     /// Makes the counters of cgroup 0 for each shard, so that the kernel side always has a place to count.
     pub(super) fn prepare(&mut self, shards: u64) -> Result<(), KernelError> {
-        let connects = Wire(ConnectStats {
+        let connects = ConnectStats {
             outcomes: [0; 8],
             syn_retransmits: [0; 8],
+            phases_ns: [0; 4],
             latency_sum_ns: 0,
-            latency_us: [0; BUCKETS],
-        });
-        let writes = Wire(WriteStats { bytes: 0, errors: 0, latency_sum_ns: 0, latency_ns: [0; BUCKETS] });
+            latency_ns: [0; BUCKETS],
+        };
+        let writes = WriteStats { bytes: 0, errors: 0, slow: 0, latency_sum_ns: 0, latency_ns: [0; BUCKETS] };
         for shard in 0..shards {
-            let key = Wire(CgroupKey { cgroup_id: 0, shard });
-            self.connects.insert(key, connects, 0).map_err(map_failed(map_names::CONNECT_STATS))?;
-            self.writes.insert(key, writes, 0).map_err(map_failed(map_names::WRITE_STATS))?;
+            let key = CgroupKey { cgroup_id: 0, shard };
+            self.connects.insert(key, connects)?;
+            self.writes.insert(key, writes)?;
         }
         Ok(())
     }
@@ -119,19 +123,13 @@ impl Counters {
     /// When the kernel refuses to hand out a map's values.
     pub fn read(&self) -> Result<Reading, KernelError> {
         let mut reading = Reading { fates: self.read_fates()?, ..Reading::default() };
-        for entry in self.connects.iter() {
-            let (Wire(key), Wire(stats)) = entry.map_err(map_failed(map_names::CONNECT_STATS))?;
-            add_connects(reading.cgroups.entry(key.cgroup_id).or_default(), &stats);
-        }
-        for entry in self.writes.iter() {
-            let (Wire(key), Wire(stats)) = entry.map_err(map_failed(map_names::WRITE_STATS))?;
-            add_writes(reading.cgroups.entry(key.cgroup_id).or_default(), &stats);
-        }
-        for entry in self.errors.iter() {
-            let (Wire(key), count) = entry.map_err(map_failed(map_names::WRITE_ERRORS))?;
-            let cgroup = reading.cgroups.entry(key.cgroup_id).or_default();
-            cgroup.errnos.push((key.errno, count));
-        }
+        let cgroups = &mut reading.cgroups;
+        self.connects
+            .for_each(|key, stats| add_connects(cgroups.entry(key.cgroup_id).or_default(), stats))?;
+        self.writes.for_each(|key, stats| add_writes(cgroups.entry(key.cgroup_id).or_default(), stats))?;
+        self.errors.for_each(|key, count| {
+            cgroups.entry(key.cgroup_id).or_default().errnos.push((key.errno, *count));
+        })?;
         reading.oom_kills_lost = self.forgotten[2];
         for entry in self.oom_kills_lost.iter() {
             let (key, lost) = entry.map_err(map_failed(map_names::OOM_KILLS_LOST))?;
@@ -161,10 +159,15 @@ impl Counters {
 
     /// Forgets the counters of cgroups that are gone, so that others find room.
     pub fn forget(&mut self, gone: &HashSet<u64>, shards: u64) {
-        let errors: Vec<_> =
-            self.errors.keys().flatten().filter(|Wire(key)| gone.contains(&key.cgroup_id)).collect();
+        let mut errors = Vec::new();
+        // When they cannot be read they stay, as do the next ones: the room for them is bounded.
+        let _ = self.errors.for_each(|key, _| {
+            if gone.contains(&key.cgroup_id) {
+                errors.push(*key);
+            }
+        });
         for key in errors {
-            let _ = self.errors.remove(&key);
+            self.errors.remove(key);
         }
         for cgroup_id in gone {
             self.forget_stats(*cgroup_id, shards);
@@ -175,18 +178,18 @@ impl Counters {
         self.forgotten[2] += self.oom_kills_lost.get(&cgroup_id, 0).unwrap_or(0);
         let _ = self.oom_kills_lost.remove(&cgroup_id);
         for shard in 0..shards {
-            let key = Wire(CgroupKey { cgroup_id, shard });
+            let key = CgroupKey { cgroup_id, shard };
             let mut last = CgroupCounters::default();
-            if let Ok(Wire(stats)) = self.connects.get(&key, 0) {
+            if let Some(stats) = self.connects.get(key) {
                 add_connects(&mut last, &stats);
             }
-            if let Ok(Wire(stats)) = self.writes.get(&key, 0) {
+            if let Some(stats) = self.writes.get(key) {
                 add_writes(&mut last, &stats);
             }
             self.forgotten[0] += last.connects.iter().sum::<u64>();
             self.forgotten[1] += last.writes + last.write_errors;
-            let _ = self.connects.remove(&key);
-            let _ = self.writes.remove(&key);
+            self.connects.remove(key);
+            self.writes.remove(key);
         }
     }
 
@@ -222,32 +225,31 @@ fn add_connects(cgroup: &mut CgroupCounters, stats: &ConnectStats) {
     for (sum, count) in cgroup.syn_retransmits.iter_mut().zip(stats.syn_retransmits) {
         *sum += count;
     }
-    add_histogram(&mut cgroup.connect_latency_us, &stats.latency_us, stats.latency_sum_ns);
+    for (sum, time_ns) in cgroup.connect_phases_ns.iter_mut().zip(stats.phases_ns) {
+        *sum += time_ns;
+    }
+    cgroup.connect_latency.add(&stats.latency_ns, stats.latency_sum_ns);
 }
 
 fn add_writes(cgroup: &mut CgroupCounters, stats: &WriteStats) {
     cgroup.writes += stats.latency_ns.iter().sum::<u64>();
     cgroup.write_bytes += stats.bytes;
     cgroup.write_errors += stats.errors;
-    add_histogram(&mut cgroup.write_latency_ns, &stats.latency_ns, stats.latency_sum_ns);
-}
-
-fn add_histogram(sum: &mut Histogram, counts: &[u64; BUCKETS], sum_ns: u64) {
-    sum.sum_ns += sum_ns;
-    if sum.counts.is_empty() {
-        if counts.iter().all(|count| *count == 0) {
-            return;
-        }
-        sum.counts = vec![0; BUCKETS];
-    }
-    for (sum, count) in sum.counts.iter_mut().zip(counts) {
-        *sum += count;
-    }
+    cgroup.slow_writes += stats.slow;
+    cgroup.write_latency.add(&stats.latency_ns, stats.latency_sum_ns);
 }
 
 fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, KernelError> {
     let map = ebpf.take_map(name).ok_or(KernelError::MissingMap(name))?;
     T::try_from(map).map_err(map_failed(name))
+}
+
+fn take_whole<K, V>(ebpf: &mut Ebpf, name: &'static str) -> Result<WholeMap<K, V>, KernelError>
+where
+    Wire<K>: Pod,
+    Wire<V>: Pod,
+{
+    WholeMap::new(name, ebpf.take_map(name).ok_or(KernelError::MissingMap(name))?)
 }
 
 fn map_failed(name: &'static str) -> impl Fn(MapError) -> KernelError {

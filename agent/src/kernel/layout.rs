@@ -55,6 +55,15 @@ const MEMBERS: &[(&str, &str, &str)] = &[
     ("OFF_SK_PROTOCOL", "sock", "sk_protocol"),
     ("OFF_SK_ERR", "sock", "sk_err"),
     ("OFF_TCP_TOTAL_RETRANS", "tcp_sock", "total_retrans"),
+    ("OFF_TCP_WSTAMP", "tcp_sock", "tcp_wstamp_ns"),
+    ("OFF_TCP_PACKETS_OUT", "tcp_sock", "packets_out"),
+];
+
+/// Bits of `tcp_sock` that tell of TCP Fast Open, each with the setting of its mask in one word.
+const FAST_OPEN_BITS: [(&str, &str); 3] = [
+    ("TCP_FAST_OPEN_CONNECT_MASK", "fastopen_connect"),
+    ("TCP_SYN_FAST_OPEN_MASK", "syn_fastopen"),
+    ("TCP_SYN_DATA_MASK", "syn_data"),
 ];
 
 /// Members without which a subject's typed or raw programs cannot tell the truth.
@@ -181,10 +190,29 @@ pub fn from_btf(data: &[u8]) -> Result<BtfLayout, super::btf::BtfError> {
     }
     let typed_current = btf.enum_value("bpf_func_id", "BPF_FUNC_get_current_task_btf").is_some();
     settings.push(("TYPED_CURRENT", u64::from(typed_current)));
+    settings.extend(fast_open_bits(&btf).unwrap_or_default());
     settings.extend(arch::registers(&btf));
     let mark_victim_has_task =
         btf.tracepoint_argument_is_pointer("btf_trace_mark_victim", 0).unwrap_or(false);
     Ok(BtfLayout { settings, mark_victim_has_task })
+}
+
+/// The eight bytes that hold all of [`FAST_OPEN_BITS`], and the masks in them. `None` where this kernel has one
+/// of them not, or keeps them further apart.
+fn fast_open_bits(btf: &Btf<'_>) -> Option<Settings> {
+    let mut bits = Vec::new();
+    for (setting, member) in FAST_OPEN_BITS {
+        bits.push((setting, btf.member_bit("tcp_sock", member)?));
+    }
+    let word = bits.iter().map(|(_, bit)| bit / 8).min()?;
+    let mut settings = vec![("OFF_TCP_FAST_OPEN", word)];
+    for (setting, bit) in bits {
+        let shift = u32::try_from(bit - word * 8).ok()?;
+        // A kernel of the other byte order counts bits from the other end.
+        let mask = 1_u64.checked_shl(shift).filter(|_| cfg!(target_endian = "little"))?;
+        settings.push((setting, mask));
+    }
+    Some(settings)
 }
 
 /// Looks up the fields of the classic tracepoints.
@@ -304,6 +332,15 @@ mod tests {
             assert!(first_missing(&layout.settings, &[setting]).is_none(), "{structure}.{path}");
         }
         assert!(first_missing(&layout.settings, &["OFF_REGS_CALL", "OFF_CSS_SET_MEMORY"]).is_none());
+        let bits = [
+            "OFF_TCP_FAST_OPEN",
+            "TCP_FAST_OPEN_CONNECT_MASK",
+            "TCP_SYN_FAST_OPEN_MASK",
+            "TCP_SYN_DATA_MASK",
+        ];
+        assert!(first_missing(&layout.settings, &bits).is_none());
+        let masks = bits[1..].iter().map(|name| value_of(&layout.settings, name));
+        assert_eq!(masks.fold(0, |all, mask| all | mask).count_ones(), 3, "three different bits");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //!
 //! Invariant: a probe whose hooks are all refused is a line in the report, never a reason not to start.
 
+mod batch;
 pub mod btf;
 mod cgroup_changes;
 pub mod cgroups;

@@ -1,34 +1,71 @@
 //! What the kernel core tells of itself and of its counters, before it has names.
 
+use std::ops::AddAssign;
 use std::sync::Arc;
 
 use galen_common::accounting::Probe;
-use galen_common::histogram::{BUCKETS, bucket_range};
+use galen_common::histogram::BUCKETS;
 
 use crate::config::Variant;
 
-/// A log-linear histogram, see [`galen_common::histogram`].
+/// A histogram of durations, see [`galen_common::histogram`]. Only buckets with something in them are kept:
+/// what one cgroup does falls into a few dozen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Histogram {
-    /// Counts by bucket; empty, or [`BUCKETS`] of them.
-    pub counts: Vec<u64>,
+    /// Buckets that are not empty, by rising index, with their counts.
+    buckets: Vec<(u16, u64)>,
     /// Sum of the values, nanoseconds.
     pub sum_ns: u64,
 }
 
 impl Histogram {
+    /// A histogram of these values.
+    #[cfg(test)]
+    pub(crate) fn of(values_ns: &[u64]) -> Self {
+        let mut counts = [0; BUCKETS];
+        for value in values_ns {
+            counts[galen_common::histogram::bucket_of(*value)] += 1;
+        }
+        let mut histogram = Self::default();
+        histogram.add(&counts, values_ns.iter().sum());
+        histogram
+    }
+
+    /// Buckets that are not empty, by rising index, with their counts.
+    pub fn buckets(&self) -> impl Iterator<Item = (usize, u64)> {
+        self.buckets.iter().map(|(index, count)| (usize::from(*index), *count))
+    }
+
     /// How many values it holds.
     #[must_use]
     pub fn count(&self) -> u64 {
-        self.counts.iter().sum()
+        self.buckets.iter().map(|(_, count)| count).sum()
     }
 
-    /// How many values are at most `bound`, in the histogram's own unit. A bucket that `bound` cuts
-    /// through counts as above it.
-    #[must_use]
-    pub fn at_most(&self, bound: u64) -> u64 {
-        let whole = |(index, _): &(usize, &u64)| *index + 1 < BUCKETS && bucket_range(*index).1 <= bound;
-        self.counts.iter().enumerate().take_while(whole).map(|(_, count)| count).sum()
+    /// Adds counts by bucket, and the sum of their values.
+    pub(super) fn add(&mut self, counts: &[u64; BUCKETS], sum_ns: u64) {
+        let more = (0..).zip(counts).filter(|(_, count)| **count > 0).map(|(index, count)| (index, *count));
+        self.merge(more, sum_ns);
+    }
+
+    fn merge(&mut self, more: impl Iterator<Item = (u16, u64)>, sum_ns: u64) {
+        self.sum_ns += sum_ns;
+        let mut at = 0;
+        for (index, count) in more {
+            while self.buckets.get(at).is_some_and(|(own, _)| *own < index) {
+                at += 1;
+            }
+            match self.buckets.get_mut(at) {
+                Some((own, sum)) if *own == index => *sum += count,
+                _ => self.buckets.insert(at, (index, count)),
+            }
+        }
+    }
+}
+
+impl AddAssign<&Self> for Histogram {
+    fn add_assign(&mut self, other: &Self) {
+        self.merge(other.buckets.iter().copied(), other.sum_ns);
     }
 }
 

@@ -25,4 +25,4 @@ macro_rules! plain_bytes {
     )+};
 }
 
-plain_bytes!(CgroupKey, ConnectStats, WriteStats, WriteErrorKey, FateCounts, ChangeCounts);
+plain_bytes!(u64, CgroupKey, ConnectStats, WriteStats, WriteErrorKey, FateCounts, ChangeCounts);

@@ -5,8 +5,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use galen_common::histogram::{BUCKETS, bucket_range};
-
 use super::fates::Fates;
 use crate::event::{
     CgroupTotals, Errno, Identity, IdentityTotals, OomScope, Probe, ProbeFates, SubjectWindow, Tick, Totals,
@@ -34,7 +32,6 @@ pub struct Book {
     /// What user space did.
     pub fates: Fates,
     report: Report,
-    slow_write_ns: u64,
     /// OOM kills by cgroup and scope; apart, so that a reading of the counters never holds up one.
     oom_kills: Mutex<OomKills>,
     inner: Mutex<Inner>,
@@ -90,7 +87,6 @@ impl Book {
         counters: Option<(Counters, u64)>,
         report: Report,
         (cgroups, processes): (Cgroups, Processes),
-        slow_write: Duration,
         now_mono: Duration,
     ) -> Self {
         let (counters, shards) = counters.map_or((None, 0), |(counters, shards)| (Some(counters), shards));
@@ -101,7 +97,6 @@ impl Book {
             changes: Changes::default(),
             fates: Fates::default(),
             report,
-            slow_write_ns: u64::try_from(slow_write.as_nanos()).unwrap_or(u64::MAX),
             oom_kills: Mutex::default(),
             inner: Mutex::new(Inner {
                 counters,
@@ -177,7 +172,7 @@ impl Book {
         let mut subjects = Vec::new();
         for (id, counts) in &reading.cgroups {
             let previous = inner.previous.entry(*id).or_default();
-            if let Some(window) = moved(previous, counts, self.slow_write_ns, || self.identity(*id)) {
+            if let Some(window) = moved(previous, counts, || self.identity(*id)) {
                 subjects.push(window);
             }
         }
@@ -276,11 +271,12 @@ fn named(identity: Arc<Identity>, counts: CgroupCounters, oom_kills: [u64; 3]) -
         identity,
         connects: counts.connects,
         syn_retransmits: counts.syn_retransmits,
-        connect_latency_us: counts.connect_latency_us,
+        connect_phases_ns: counts.connect_phases_ns,
+        connect_latency: counts.connect_latency,
         writes: counts.writes,
         write_bytes: counts.write_bytes,
         write_errors,
-        write_latency_ns: counts.write_latency_ns,
+        write_latency: counts.write_latency,
         oom_kills: scopes.into_iter().zip(oom_kills).filter(|(_, count)| *count > 0).collect(),
     }
 }
@@ -288,24 +284,15 @@ fn named(identity: Arc<Identity>, counts: CgroupCounters, oom_kills: [u64; 3]) -
 fn moved(
     previous: &mut Previous,
     counts: &CgroupCounters,
-    slow_write_ns: u64,
     identity: impl FnOnce() -> Arc<Identity>,
 ) -> Option<SubjectWindow> {
-    let slow_writes = counts
-        .write_latency_ns
-        .counts
-        .iter()
-        .enumerate()
-        .skip_while(|(index, _)| *index + 1 < BUCKETS && bucket_range(*index).0 < slow_write_ns)
-        .map(|(_, count)| count)
-        .sum();
     let now = Previous {
         connects: counts.connects,
         syn_retransmits: counts.syn_retransmits.iter().sum(),
         writes: counts.writes,
         write_bytes: counts.write_bytes,
         write_errors: counts.write_errors,
-        slow_writes,
+        slow_writes: counts.slow_writes,
         quiet_readings: 0,
     };
     let is_quiet = now.connects == previous.connects
@@ -357,7 +344,7 @@ mod tests {
             Cgroups::new(&hierarchies, 1 << 20, Duration::ZERO),
             Processes::new("/proc".into(), crate::privilege::links::Links::here(), 1 << 20, 0),
         );
-        let book = Book::new(None, Arc::default(), names, Duration::from_secs(1), Duration::ZERO);
+        let book = Book::new(None, Arc::default(), names, Duration::ZERO);
         let reading = lock(&book.inner);
         let (done, counted) = std::sync::mpsc::channel();
         std::thread::scope(|scope| {
@@ -375,16 +362,14 @@ mod tests {
     #[test]
     fn a_window_holds_what_moved_and_quiet_ones_are_left_out() {
         let mut previous = Previous::default();
-        let mut counts = CgroupCounters { writes: 5, write_errors: 1, ..CgroupCounters::default() };
-        counts.write_latency_ns.counts = vec![0; BUCKETS];
-        counts.write_latency_ns.counts[galen_common::histogram::bucket_of(200_000_000)] = 2;
-        counts.write_latency_ns.counts[galen_common::histogram::bucket_of(1_000)] = 3;
-        let window = moved(&mut previous, &counts, 100_000_000, Arc::default).unwrap();
+        let mut counts =
+            CgroupCounters { writes: 5, write_errors: 1, slow_writes: 2, ..CgroupCounters::default() };
+        let window = moved(&mut previous, &counts, Arc::default).unwrap();
         assert_eq!((window.writes, window.write_errors, window.slow_writes), (5, 1, 2));
-        assert!(moved(&mut previous, &counts, 100_000_000, Arc::default).is_none());
+        assert!(moved(&mut previous, &counts, Arc::default).is_none());
         assert_eq!(previous.quiet_readings, 1);
         counts.connects[1] = 4;
-        let window = moved(&mut previous, &counts, 100_000_000, Arc::default).unwrap();
+        let window = moved(&mut previous, &counts, Arc::default).unwrap();
         assert_eq!((window.writes, window.connects_failed()), (0, 4));
     }
 }

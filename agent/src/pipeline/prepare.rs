@@ -84,7 +84,6 @@ pub fn prepare(config: &Config, config_file: Option<&Path>) -> Result<Prepared, 
         loaded.counters.take(),
         Arc::clone(&loaded.report),
         (cgroups, processes),
-        config.kernel.file_write.slow.0,
         monotonic(),
     ));
     Ok(Prepared {

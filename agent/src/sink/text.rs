@@ -174,17 +174,39 @@ fn tcp_connect(fields: &Fields) -> String {
     if let Some(latency) = number(fields, "latency_us") {
         let _ = write!(out, " after {}", micros(latency));
     }
+    let retransmits = number(fields, "syn_retransmits").unwrap_or(0);
+    let split = phases(fields, retransmits);
+    if let Some(split) = &split {
+        let _ = write!(out, " = {split}");
+    }
     if let Some(errno) = text(fields, "errno") {
         let _ = write!(out, " ({errno})");
     }
-    match number(fields, "syn_retransmits") {
-        None | Some(0) => {}
-        Some(1) => out.push_str(", 1 SYN sent again"),
-        Some(count) => {
-            let _ = write!(out, ", {count} SYNs sent again");
+    if split.is_none() && retransmits > 0 {
+        let _ = write!(out, ", {retransmits} SYN{} sent again", if retransmits == 1 { "" } else { "s" });
+    }
+    match text(fields, "fast_open") {
+        None => {}
+        Some("cookie_requested") => out.push_str(", TCP Fast Open cookie requested"),
+        Some("data_acked") => out.push_str(", TCP Fast Open data taken"),
+        Some("data_sent") => out.push_str(", TCP Fast Open data not taken"),
+        Some(other) => {
+            let _ = write!(out, ", TCP Fast Open {other}");
         }
     }
+    if fields.get("v4_mapped") == Some(&Value::Bool(true)) {
+        out.push_str(", v4-mapped");
+    }
     out
+}
+
+/// Where the time went, when a SYN had to be sent again; else all of it is one phase.
+fn phases(fields: &Fields, retransmits: u64) -> Option<String> {
+    let wait = number(fields, "syn_retransmit_wait_us")?;
+    let rest = number(fields, "round_trip_us")
+        .map(|rest| format!("{} round trip", micros(rest)))
+        .or_else(|| number(fields, "unanswered_us").map(|rest| format!("{} unanswered", micros(rest))))?;
+    (retransmits > 0).then(|| format!("{} SYN retransmit wait ({retransmits} \u{d7}) + {rest}", micros(wait)))
 }
 
 fn file_write(fields: &Fields) -> String {
@@ -316,6 +338,28 @@ mod tests {
         let who = format!("{:<32}", "curl[7] ssh.service");
         let what = "refused [::1]:9 after 1.50 ms (ECONNREFUSED), 1 SYN sent again";
         assert_eq!(out, format!("03:04:05.006 WARN  tcp_connect {who} {what}\n"));
+    }
+
+    #[test]
+    fn a_connect_whose_syns_were_lost_says_where_its_time_went() {
+        let tail = |value: Value| {
+            let out = line(value);
+            out.trim_end().split_once("10.0.0.1:80 ").map(|(_, tail)| tail.to_owned()).unwrap_or(out)
+        };
+        let out = tail(json!({
+            "kind": "tcp_connect", "daddr": "10.0.0.1", "dport": 80, "outcome": "established",
+            "latency_us": 3_050_000, "syn_retransmit_wait_us": 3_010_000, "round_trip_us": 40_000,
+            "syn_retransmits": 2, "fast_open": "data_acked"
+        }));
+        let split = "after 3.05 s = 3.01 s SYN retransmit wait (2 \u{d7}) + 40.00 ms round trip";
+        assert_eq!(out, format!("{split}, TCP Fast Open data taken"));
+        let out = tail(json!({
+            "kind": "tcp_connect", "daddr": "10.0.0.1", "dport": 80, "outcome": "timed_out", "errno": "ETIMEDOUT",
+            "latency_us": 3_070_000, "syn_retransmit_wait_us": 1_020_000, "unanswered_us": 2_050_000,
+            "syn_retransmits": 1, "v4_mapped": true
+        }));
+        let split = "after 3.07 s = 1.02 s SYN retransmit wait (1 \u{d7}) + 2.05 s unanswered";
+        assert_eq!(out, format!("{split} (ETIMEDOUT), v4-mapped"));
     }
 
     #[test]

@@ -7,6 +7,7 @@
 mod bad_input;
 mod bounded;
 mod command_line;
+mod connect_phases;
 mod file_write;
 mod flood;
 mod healing;

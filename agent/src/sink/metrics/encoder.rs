@@ -2,8 +2,9 @@
 
 use std::fmt::{Display, Write as _};
 
-use super::buckets::{Bounds, Cumulative};
+use super::buckets::Bounds;
 use super::families::{Family, Type};
+use crate::event::Histogram;
 
 /// Form of the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,24 +136,19 @@ impl Encoder {
     }
 
     /// One histogram of the family.
-    pub(super) fn histogram(
-        &mut self,
-        family: &Family,
-        labels: &Labels,
-        bounds: &Bounds,
-        value: &Cumulative,
-    ) {
-        for (bound, count) in bounds.seconds().zip(value.counts()) {
-            let mut le = Seconds(bound).to_string();
+    pub(super) fn histogram(&mut self, family: &Family, labels: &Labels, bounds: &Bounds, value: &Histogram) {
+        let total = value.count();
+        for (bound, count) in bounds.cumulate(value) {
+            let mut le = bound.to_string();
             // OpenMetrics wants a canonical float.
             if self.format == Format::OpenMetrics && !le.contains('.') {
                 le.push_str(".0");
             }
-            self.line(family.name, "_bucket", &labels.clone().with("le", &le), count);
+            self.line(family.name, "_bucket", &labels.clone().with("le", &le), &count);
         }
-        self.line(family.name, "_bucket", &labels.clone().with("le", "+Inf"), &value.total());
-        self.line(family.name, "_sum", labels, &Seconds(value.sum_ns()));
-        self.line(family.name, "_count", labels, &value.total());
+        self.line(family.name, "_bucket", &labels.clone().with("le", "+Inf"), &total);
+        self.line(family.name, "_sum", labels, &Seconds(value.sum_ns));
+        self.line(family.name, "_count", labels, &total);
     }
 
     /// The whole output.

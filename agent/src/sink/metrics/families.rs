@@ -31,6 +31,7 @@ families! {
     CONNECT_DURATION "galen_tcp_connect_duration_seconds" Histogram "Time from SYN to established.";
     CONNECTS "galen_tcp_connects_total" Counter "TCP connects that ended.";
     SYN_RETRANSMITS "galen_tcp_syn_retransmits_total" Counter "SYNs sent again.";
+    CONNECT_PHASES "galen_tcp_connect_phase_seconds_total" Counter "Time that connects spent, by what they waited for.";
     WRITES "galen_file_writes_total" Counter "Writes to regular files, or to anything under files: any, that did not fail.";
     WRITE_BYTES "galen_file_write_bytes_total" Counter "Bytes that these writes returned.";
     WRITE_ERRORS "galen_file_write_errors_total" Counter "Writes to regular files, or to anything under files: any, that failed.";

@@ -2,10 +2,10 @@
 
 use super::Exporter;
 use super::bounded::{Bounded, Values, identity_labels};
-use super::buckets::{self, Bounds, Cumulative};
+use super::buckets::{self, Bounds};
 use super::encoder::{Encoder, Labels, Seconds, label};
 use super::families::{self, Family};
-use crate::event::{CgroupTotals, Outcome, Probe, ProbeFates, Totals};
+use crate::event::{CgroupTotals, ConnectPhase, Histogram, Outcome, Probe, ProbeFates, Totals};
 
 /// Reasons of losses in the kernel: exported from 0, so that a rate sees the first one.
 const KERNEL_REASONS: [&str; 2] = ["no_ring", "ring_full"];
@@ -13,6 +13,7 @@ const KERNEL_REASONS: [&str; 2] = ["no_ring", "ring_full"];
 const COUNTER_FAMILIES: [&Family; COUNTERS] = [
     &families::CONNECTS,
     &families::SYN_RETRANSMITS,
+    &families::CONNECT_PHASES,
     &families::WRITES,
     &families::WRITE_BYTES,
     &families::WRITE_ERRORS,
@@ -22,13 +23,13 @@ const HISTOGRAM_FAMILIES: [(&Family, &Bounds); HISTOGRAMS] =
     [(&families::CONNECT_DURATION, &buckets::CONNECT), (&families::WRITE_DURATION, &buckets::WRITE)];
 
 /// Number of counters with identity labels.
-pub(super) const COUNTERS: usize = 6;
+pub(super) const COUNTERS: usize = 7;
 /// Number of histograms with identity labels.
 pub(super) const HISTOGRAMS: usize = 2;
 
 pub(super) fn render(encoder: &mut Encoder, exporter: &mut Exporter, totals: &Totals) {
     let mut counters: [Values<u64>; COUNTERS] = Default::default();
-    let mut histograms: [Values<Cumulative>; HISTOGRAMS] = Default::default();
+    let mut histograms: [Values<Histogram>; HISTOGRAMS] = Default::default();
     for cgroup in &totals.cgroups {
         let identity = identity_labels(&cgroup.identity);
         collect_counters(cgroup, &identity, &mut counters);
@@ -60,15 +61,20 @@ pub(super) fn render(encoder: &mut Encoder, exporter: &mut Exporter, totals: &To
 
 fn render_counter(encoder: &mut Encoder, family: &Family, bounded: &mut Bounded<u64>, values: Values<u64>) {
     encoder.family(family);
+    let is_time = family.name.ends_with("_seconds_total");
     for (labels, value) in bounded.select(values) {
-        encoder.sample(family, &labels, value);
+        if is_time {
+            encoder.sample(family, &labels, Seconds(value));
+        } else {
+            encoder.sample(family, &labels, value);
+        }
     }
 }
 
 /// Adds a cgroup's counters. What never happened in a cgroup has no series there: with seven outcomes and
 /// a thousand cgroups most of them would be zeros.
 fn collect_counters(cgroup: &CgroupTotals, identity: &Labels, counters: &mut [Values<u64>; COUNTERS]) {
-    let [connects, retransmits, writes, write_bytes, write_errors, oom_kills] = counters;
+    let [connects, retransmits, phases, writes, write_bytes, write_errors, oom_kills] = counters;
     let add = |values: &mut Values<u64>, rest: Labels, count: u64| {
         if count > 0 {
             values.add(cgroup.identity.cgroup_id, identity, rest, &count);
@@ -79,6 +85,9 @@ fn collect_counters(cgroup: &CgroupTotals, identity: &Labels, counters: &mut [Va
     }
     for (outcome, count) in Outcome::ALL.into_iter().zip(cgroup.syn_retransmits) {
         add(retransmits, label("outcome", outcome.name()), count);
+    }
+    for (phase, time_ns) in ConnectPhase::ALL.into_iter().zip(cgroup.connect_phases_ns) {
+        add(phases, label("phase", phase.name()), time_ns);
     }
     add(writes, Labels::default(), cgroup.writes);
     add(write_bytes, Labels::default(), cgroup.write_bytes);
@@ -93,20 +102,14 @@ fn collect_counters(cgroup: &CgroupTotals, identity: &Labels, counters: &mut [Va
 fn collect_histograms(
     cgroup: &CgroupTotals,
     identity: &Labels,
-    [connect, write]: &mut [Values<Cumulative>; HISTOGRAMS],
+    [connect, write]: &mut [Values<Histogram>; HISTOGRAMS],
 ) {
-    let value = buckets::CONNECT.cumulate(&cgroup.connect_latency_us);
-    if value.total() > 0 {
-        connect.add(
-            cgroup.identity.cgroup_id,
-            identity,
-            label("outcome", Outcome::Established.name()),
-            &value,
-        );
+    let id = cgroup.identity.cgroup_id;
+    if cgroup.connect_latency.count() > 0 {
+        connect.add(id, identity, label("outcome", Outcome::Established.name()), &cgroup.connect_latency);
     }
-    let value = buckets::WRITE.cumulate(&cgroup.write_latency_ns);
-    if value.total() > 0 {
-        write.add(cgroup.identity.cgroup_id, identity, Labels::default(), &value);
+    if cgroup.write_latency.count() > 0 {
+        write.add(id, identity, Labels::default(), &cgroup.write_latency);
     }
 }
 

@@ -16,11 +16,10 @@ pub use counters::Counters;
 pub use encoder::Format;
 pub use process::Process;
 
-use crate::event::{Kind, Totals};
+use crate::event::{Histogram, Kind, Totals};
 use crate::healing::Stats;
 use crate::health::SubjectHealth;
 use bounded::Bounded;
-use buckets::Cumulative;
 use encoder::Encoder;
 
 /// Everything that one rendering is made of.
@@ -56,7 +55,7 @@ pub struct OutputDrops {
 #[derive(Debug)]
 pub struct Exporter {
     counters: [Bounded<u64>; kernel::COUNTERS],
-    histograms: [Bounded<Cumulative>; kernel::HISTOGRAMS],
+    histograms: [Bounded<Histogram>; kernel::HISTOGRAMS],
 }
 
 impl Exporter {

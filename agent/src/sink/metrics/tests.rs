@@ -1,7 +1,6 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use galen_common::histogram::{BUCKETS, bucket_of};
 use proptest::prelude::*;
 
 use super::families::{ALL, Type};
@@ -13,24 +12,17 @@ use crate::event::{
 };
 use crate::healing::ActionCount;
 
-fn histogram(values: &[u64], unit_ns: u64) -> Histogram {
-    let mut counts = vec![0; BUCKETS];
-    for value in values {
-        counts[bucket_of(*value)] += 1;
-    }
-    Histogram { counts, sum_ns: values.iter().sum::<u64>() * unit_ns }
-}
-
 fn cgroup(identity: Identity, latencies: &[u64]) -> CgroupTotals {
     CgroupTotals {
         identity: Arc::new(identity),
         connects: [latencies.len() as u64, 2, 0, 0, 0, 1, 0],
         syn_retransmits: [1, 0, 3, 0, 0, 0, 0],
-        connect_latency_us: histogram(latencies, 1000),
+        connect_phases_ns: [1_500_000_000, 250_000_000, 0],
+        connect_latency: Histogram::of(latencies),
         writes: latencies.len() as u64,
         write_bytes: 4096,
         write_errors: vec![(Errno(28), 3)],
-        write_latency_ns: histogram(latencies, 1),
+        write_latency: Histogram::of(latencies),
         oom_kills: vec![(OomScope::Memcg, 1)],
     }
 }
@@ -175,12 +167,14 @@ fn the_values_are_those_that_were_counted() {
     let retransmits =
         |outcome| value("galen_tcp_syn_retransmits_total", &[("unit", "a"), ("outcome", outcome)]);
     assert_eq!((retransmits("established"), retransmits("timed_out")), (Some(1.0), Some(3.0)));
+    let phase = |phase| value("galen_tcp_connect_phase_seconds_total", &[("unit", "a"), ("phase", phase)]);
+    assert_eq!((phase("syn_retransmit"), phase("round_trip")), (Some(1.5), Some(0.25)));
     assert_eq!(value("galen_file_write_errors_total", &[("unit", "a"), ("errno", "ENOSPC")]), Some(3.0));
     assert_eq!(value("galen_oom_kills_total", &[("unit", "a"), ("scope", "memcg")]), Some(1.0));
     let connect = [("unit", "a"), ("outcome", "established")];
-    assert_eq!(value("galen_tcp_connect_duration_seconds_sum", &connect), Some(0.005_071));
-    let bucket = [("unit", "a"), ("outcome", "established"), ("le", "0.000128")];
-    assert_eq!(value("galen_tcp_connect_duration_seconds_bucket", &bucket), Some(2.0));
+    assert_eq!(value("galen_tcp_connect_duration_seconds_sum", &connect), Some(0.000_005_071));
+    let bucket = [("unit", "a"), ("outcome", "established"), ("le", "0.0000152587890625")];
+    assert_eq!(value("galen_tcp_connect_duration_seconds_bucket", &bucket), Some(3.0));
     assert_eq!(value("galen_bpf_run_seconds_total", &[("program", "write_exit")]), Some(3.0));
     assert_eq!(value("galen_faults_total", &[("signal", "write_slow")]), Some(1.0));
     assert_eq!(value("galen_faults_total", &[("signal", "target_down")]), Some(0.0), "from 0");

@@ -40,6 +40,8 @@ usage: galen-workload [--wait] [--netns FILE] [--dies-first] COMMAND
   try-connect ADDR N            N TCP connects to ADDR, whatever becomes of them
   connect-to-itself             one TCP connect of a socket to its own address
   connect-without-port ADDR     two TCP connects to ADDR with one source port for both; with --netns only
+  give-up ADDR HOW N            N TCP connects to ADDR taken back unanswered, by close or disconnect
+  fast-open MILLISECONDS        three TCP connects with TCP Fast Open, one held back for so long
   write-crowd DIR THREADS N     N one-byte writes by each thread to a file of its own
   write-mix FILE N              N calls each of write, pwrite64, writev, pwritev, pwritev2
   write-one FILE BYTES          one call of write
@@ -76,6 +78,8 @@ fn run(words: &[&str]) -> Result<Value> {
         ["try-connect", addr, times] => return try_connect(addr, number(times)?),
         ["connect-to-itself"] => return connects::to_itself(),
         ["connect-without-port", addr] => return connects::without_port(address(addr)?),
+        ["give-up", addr, how, times] => return connects::given_up(address(addr)?, how, number(times)?),
+        ["fast-open", pause] => return connects::fast_open(Duration::from_millis(number(pause)?)),
         ["write-crowd", folder, threads, times] => {
             return files::crowd(folder, number(threads)?, number(times)?);
         }
