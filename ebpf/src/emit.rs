@@ -55,7 +55,7 @@ pub enum Lane {
 ///
 /// `fill` writes the whole record; it gets memory that is not initialised.
 #[inline(always)]
-pub fn emit<T: 'static>(probe: Probe, lane: Lane, fill: impl FnOnce(*mut T)) {
+pub fn emit<T: 'static>(probe: Probe, lane: Lane, fill: impl Fn(*mut T)) {
     match lane {
         Lane::Failures => put(probe, &FAILURE_RING, u64::from(FAILURE_RING_BYTES / 4), fill),
         Lane::Cpu => {
@@ -72,12 +72,7 @@ pub fn emit<T: 'static>(probe: Probe, lane: Lane, fill: impl FnOnce(*mut T)) {
 
 /// Puts a record into a ring that wakes the agent at `mark` unread bytes, or counts that it is full.
 #[inline(always)]
-fn put<T: 'static, const N: usize>(
-    probe: Probe,
-    ring: &RingBuf<u8, N>,
-    mark: u64,
-    fill: impl FnOnce(*mut T),
-) {
+fn put<T: 'static, const N: usize>(probe: Probe, ring: &RingBuf<u8, N>, mark: u64, fill: impl Fn(*mut T)) {
     let Some(mut entry) = ring.reserve_untyped::<T>(0) else {
         count(probe, Fate::RingFull);
         return;
@@ -99,7 +94,7 @@ fn put<T: 'static, const N: usize>(
 ///
 /// `when_full` runs before that count, so that whoever reads the count finds what it did.
 #[inline(always)]
-pub fn emit_urgent<T: 'static>(probe: Probe, fill: impl FnOnce(*mut T), when_full: impl FnOnce()) {
+pub fn emit_urgent<T: 'static>(probe: Probe, fill: impl Fn(*mut T), when_full: impl FnOnce()) {
     let Some(mut entry) = OOM_RING.reserve_untyped::<T>(0) else {
         when_full();
         count(probe, Fate::RingFull);

@@ -322,19 +322,23 @@ fn report<F: Fn() -> TaskIds>(write: &Write<'_, F>) {
     };
     if reason as u32 == Reason::All as u32 {
         // Its first touch has told the path.
-        emit(Subject::FileWrite, Lane::Cpu, |record: *mut FileWriteRecord| {
+        let fill = #[inline(always)]
+        |record: *mut FileWriteRecord| {
             // SAFETY: the ring's entry is as large and as aligned as the record.
             unsafe { record.write(write.record::<FileWriteRecord>(reason, 0)) };
-        });
+        };
+        emit(Subject::FileWrite, Lane::Cpu, fill);
     } else {
         let lane = if write.returned < 0 { Lane::Failures } else { Lane::Cpu };
-        emit(Subject::FileWrite, lane, |record: *mut FileWritePathRecord| {
+        let fill = #[inline(always)]
+        |record: *mut FileWritePathRecord| {
             // SAFETY: as above; `fill_path` keeps within the array.
             unsafe {
                 let path_len = fill_path((&raw mut (*record).path).cast(), write.start);
                 (&raw mut (*record).write).write(write.record::<FileWritePathRecord>(reason, path_len));
             }
-        });
+        };
+        emit(Subject::FileWrite, lane, fill);
     }
 }
 

@@ -16,6 +16,7 @@
 //! Invariant: what a function returned is counted once, and only where it is the end: io_uring enters `io_write`
 //! again after EAGAIN, and what is queued ends later.
 
+use core::ffi::c_void;
 use core::hint::black_box;
 
 use aya_ebpf::EbpfContext;
@@ -247,10 +248,7 @@ fn enter_typed(file: *const u8, hook: u32) {
             Some(WriteStart {
                 inode: Direct::member(inode, &settings::OFF_INODE_INO),
                 file: file as u64,
-                dev: Direct::member(
-                    Direct::pointer(inode, &settings::OFF_INODE_SB),
-                    &settings::OFF_SB_DEV,
-                ),
+                dev: Direct::member(Direct::pointer(inode, &settings::OFF_INODE_SB), &settings::OFF_SB_DEV),
                 generation: if has_generation {
                     Direct::member(inode, &settings::OFF_INODE_GENERATION)
                 } else {
@@ -309,7 +307,9 @@ fn exit(ctx: &impl EbpfContext, hook: u32, returned: i64) {
 
 #[inline(always)]
 fn exit_inner(ctx: &impl EbpfContext, returned: i64) {
-    let Some(start) = write_starts::take_if(current_tid(), |start| start.hook == hook::SPLICE) else { return };
+    let Some(start) = write_starts::take_if(current_tid(), |start| start.hook == hook::SPLICE) else {
+        return;
+    };
     if !is_restarted(returned) {
         end(ctx, &of_current(start), returned);
     }
@@ -465,14 +465,24 @@ fn of_current(start: WriteStart) -> AsyncWrite {
 
 #[inline(always)]
 fn end(ctx: &impl EbpfContext, write: &AsyncWrite, returned: i64) {
-    black_box(end_apart(ctx, write, returned));
+    black_box(end_apart(ctx.as_ptr(), write, returned));
+}
+
+/// Whatever program it is.
+struct AnyContext(*mut c_void);
+
+impl EbpfContext for AnyContext {
+    fn as_ptr(&self) -> *mut c_void {
+        self.0
+    }
 }
 
 /// Apart, for what is rarer than `write`: in line it would be in the object a dozen times. The verifier refuses a
 /// function that leaves an address of its stack in the register of what it returns, so it returns something.
 #[inline(never)]
-fn end_apart(ctx: &impl EbpfContext, write: &AsyncWrite, returned: i64) -> u64 {
-    let task = || TaskIds { comm: write.comm, pid: write.pid, tid: write.tid, uid: write.uid };
-    finish(ctx, &write.start, write.cgroup_id, returned, write.pid, task);
+fn end_apart(ctx: *mut c_void, write: &AsyncWrite, returned: i64) -> u64 {
+    let task = #[inline(always)]
+    || TaskIds { comm: write.comm, pid: write.pid, tid: write.tid, uid: write.uid };
+    finish(&AnyContext(ctx), &write.start, write.cgroup_id, returned, write.pid, task);
     black_box(0)
 }

@@ -10,6 +10,8 @@
 #![no_main]
 // Inline assembly for BPF: `emit::add` says why.
 #![feature(asm_experimental_arch)]
+// Closures that have to be in line: a function of its own that fills a record is one that the verifier refuses.
+#![feature(stmt_expr_attributes)]
 
 mod cgroup;
 mod emit;

@@ -5,8 +5,8 @@ use aya_ebpf::macros::btf_map;
 use galen_common::accounting::{FATES as FATE_COUNT, Probe};
 use galen_common::cgroup::change_counts;
 use galen_common::file_write::{
-    ASYNC_WRITES_MAX, AsyncWrite, TouchedFileKey, WRITE_SLOTS_MAX, WRITE_STARTS_SPILLED_MAX, WriteErrorKey, WriteSlot, WriteStart,
-    WriteStats,
+    ASYNC_WRITES_MAX, AsyncWrite, TouchedFileKey, WRITE_SLOTS_MAX, WRITE_STARTS_SPILLED_MAX, WriteErrorKey,
+    WriteSlot, WriteStart, WriteStats,
 };
 use galen_common::globals::{FAILURE_RING_BYTES, RINGS_MAX};
 use galen_common::record::CgroupKey;

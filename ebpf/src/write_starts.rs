@@ -143,11 +143,7 @@ fn spill(slot: *mut WriteSlot, tid: u32, start: &WriteStart) {
 }
 
 #[inline(always)]
-fn take_spilled(
-    slot: *mut WriteSlot,
-    tid: u32,
-    wanted: impl Fn(&WriteStart) -> bool,
-) -> Option<WriteStart> {
+fn take_spilled(slot: *mut WriteSlot, tid: u32, wanted: impl Fn(&WriteStart) -> bool) -> Option<WriteStart> {
     let start = WRITE_STARTS_SPILLED.get_ptr(&tid)?;
     // SAFETY: the entry is this thread's, and nobody else removes it.
     let start = unsafe { *start };

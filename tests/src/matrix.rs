@@ -53,11 +53,24 @@ pub fn offer(probe: &str, variant: &str) -> Result<Offer> {
 pub fn each_variant(
     subject: &str,
     probe: &str,
+    holds: impl FnMut(&str, &str) -> Result<Value>,
+) -> Result<()> {
+    these_variants(&VARIANTS, subject, probe, holds)
+}
+
+/// [`each_variant`] of these: for what takes long, and stands on more than the hook.
+///
+/// # Errors
+/// See [`each_variant`].
+pub fn these_variants(
+    variants: &[&str],
+    subject: &str,
+    probe: &str,
     mut holds: impl FnMut(&str, &str) -> Result<Value>,
 ) -> Result<()> {
     let mut failed = Vec::new();
     let mut worked = 0;
-    for variant in VARIANTS {
+    for variant in variants.iter().copied() {
         let (outcome, detail) = match offer(probe, variant)? {
             Offer::Refused(reason) => ("refused", json!(reason)),
             // The probe has no hook of this kind, so the run would be that of `auto` again.

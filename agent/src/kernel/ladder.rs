@@ -3,11 +3,11 @@
 //! A kernel's version says little: distributions take features back and forth. So each rung is loaded and
 //! attached; what is refused is kept with the kernel's reason and the next one is tried.
 
-use aya::{Btf, Ebpf};
 use aya::maps::Array;
 use aya::programs::{
     BtfTracePoint, FEntry, FExit, KProbe, Program, ProgramError, ProgramFd, RawTracePoint, TracePoint,
 };
+use aya::{Btf, Ebpf};
 use galen_common::accounting::Probe;
 
 use galen_common::map_names;
@@ -205,7 +205,9 @@ pub(super) fn missing(probe: Probe, variant: Variant, offers: &Offers) -> Option
         (Probe::FileWrite, Variant::Tracepoint) => {
             lacks(WRITE_FIELDS).or_else(|| moved(offers, WRITE_FIELDS)).or_else(|| lacks_file(offers))
         }
-        (Probe::FileWrite, Variant::Fentry | Variant::Kprobe) => lacks(vfs::NEEDS).or_else(|| lacks_file(offers)),
+        (Probe::FileWrite, Variant::Fentry | Variant::Kprobe) => {
+            lacks(vfs::NEEDS).or_else(|| lacks_file(offers))
+        }
         (Probe::FileWrite, _) => lacks_file(offers),
         (Probe::OomKill, Variant::Tracepoint) => lacks(OOM_FIELDS),
         (Probe::OomKill, _) => lacks(OOM_NEEDS),
@@ -422,7 +424,7 @@ fn reason(error: &ProgramError) -> String {
             .lines()
             .rev()
             .find(|line| {
-                let statistics = ["processed ", "verification time", "stack depth "];
+                let statistics = ["processed ", "insns processed ", "verification time", "stack depth "];
                 !line.trim().is_empty() && !statistics.iter().any(|prefix| line.starts_with(prefix))
             })
             .unwrap_or("no word from the verifier");

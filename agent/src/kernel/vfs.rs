@@ -106,3 +106,33 @@ pub(super) const KPROBE: Rung = Rung {
         },
     ],
 };
+
+#[cfg(test)]
+mod tests {
+    use aya::programs::{KProbe, Program};
+
+    use super::*;
+    use crate::config::Host;
+    use crate::kernel::host::{Offers, may_load};
+    use crate::kernel::object::OBJECT;
+
+    /// Also where none could be attached: the verifier looks at them before.
+    #[test]
+    fn the_running_kernel_takes_every_kprobe_program() {
+        let offers = Offers::look(&Host::default());
+        if !may_load() || crate::kernel::layout::first_missing(&offers.settings, NEEDS).is_some() {
+            return;
+        }
+        let mut loader = aya::EbpfLoader::new();
+        loader.btf(None);
+        for (name, value) in &offers.settings {
+            loader.override_global(name, value, false);
+        }
+        let mut ebpf = loader.load(OBJECT).unwrap();
+        let more = KPROBE.more.iter().flat_map(|more| more.programs);
+        for (name, _) in KPROBE.programs.iter().chain(more) {
+            let Some(Program::KProbe(program)) = ebpf.program_mut(name) else { panic!("no program {name}") };
+            KProbe::load(program).unwrap_or_else(|error| panic!("{name}: {error:?}"));
+        }
+    }
+}

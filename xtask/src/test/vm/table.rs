@@ -183,6 +183,7 @@ With `kernel.variant` set to each variant. For `auto`, the variant that the agen
 - **accounts**: 20,000 writes by eight processes at once into rings of the smallest size: exact counts, but for runs that the kernel says it left out, and `seen = delivered + filtered + sampled + dropped` with nothing in flight.
 - **connects**: accepted, refused (IPv4, IPv6) and never answered: exact counts by outcome, an event for each, retransmitted SYNs.
 - **coverage**: the table further below.
+- **hot-plug**: 40,000 writes and more by four processes while one of the two CPUs goes off and comes back three times: as accounts.
 - **writes**: exact numbers of writes, bytes and errors of five system calls; and of a filesystem that gets full, with a short write and ENOSPC.
 ";
 
