@@ -12,6 +12,21 @@ pub const RINGS_MAX: u32 = 64;
 /// Bytes of the ring for failures.
 pub const FAILURE_RING_BYTES: u32 = 256 * 1024;
 
+/// What differs from one agent process to the next, and so is no read-only data: programs outlive the process
+/// that loaded them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Runtime {
+    /// Process id of the agent, as the kernel sees it: what it writes is counted and never a record, as printing
+    /// that would be the next write. 0 while none runs.
+    pub self_pid: u64,
+    /// Number of the agent process on these maps. A file that was touched under an earlier one is touched for
+    /// the first time again, since what its path was is forgotten with the process.
+    pub epoch: u64,
+}
+
+const _: () = assert!(size_of::<Runtime>() == 16);
+
 /// Which cgroup an event is charged to.
 pub mod cgroup_source {
     /// No way to tell on this kernel.

@@ -4,24 +4,24 @@
 //! Which file it is, is found on entry, as another thread may close the descriptor while the call runs.
 //! Between entry and exit a write is kept by its thread, see [`crate::write_starts`].
 
-use core::mem::MaybeUninit;
-
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, generated::bpf_probe_read_kernel_str};
 use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint, tracepoint};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext, TracePointContext};
 use galen_common::accounting::{Fate, Probe as Subject};
+use galen_common::cost::Part;
 use galen_common::file_write::{
     FileWritePathRecord, FileWriteRecord, NAME_BYTES, PATH_BYTES, PATH_DEPTH, Reason, TouchedFileKey,
     WriteErrorKey, WriteStart, WriteStats, hook,
 };
-use galen_common::globals::emit as emit_rule;
+use galen_common::globals::{Runtime, emit as emit_rule};
 use galen_common::histogram::{BUCKETS, bucket_of};
 use galen_common::record::RecordKind;
 
+use crate::cost;
 use crate::emit::{Lane, add, count, emit};
-use crate::maps::{TOUCHED_FILES, WRITE_ERRORS, WRITE_STATS};
+use crate::maps::{RUNTIME, TOUCHED_FILES, WRITE_ERRORS, WRITE_STATS};
 use crate::read::{Direct, Probe, Reader};
 use crate::settings::{self, get, has};
 use crate::stats;
@@ -114,6 +114,13 @@ fn is_write(call: u64) -> bool {
 
 #[inline(always)]
 fn enter<R: Current>(fd: i32) {
+    let began = cost::begin();
+    keep::<R>(fd);
+    cost::end(Part::FileWrite, began);
+}
+
+#[inline(always)]
+fn keep<R: Current>(fd: i32) {
     let tid = bpf_get_current_pid_tgid() as u32;
     let task = R::current();
     // SAFETY: R can follow its own task, and the offsets are this kernel's.
@@ -251,6 +258,7 @@ pub fn finish(
     pid: u32,
     task: impl Fn() -> TaskIds,
 ) {
+    let began = cost::begin();
     // SAFETY: the helper has no conditions.
     let now = unsafe { bpf_ktime_get_ns() };
     let latency_ns = now.saturating_sub(start.time_mono_ns);
@@ -274,21 +282,14 @@ pub fn finish(
         }
     }
     report(&Write { start, now, latency_ns, cgroup_id, returned, pid, task });
+    cost::end(Part::FileWrite, began);
 }
 
 #[inline(never)]
 fn count_error(cgroup_id: u64, returned: i64) {
     let key = WriteErrorKey { cgroup_id, errno: (-returned) as u32, reserved: 0 };
     if WRITE_ERRORS.get_ptr_mut(&key).is_none() {
-        // On the stack, and volatile to stay there: a constant zero is folded into a setting whose default is
-        // zero, and counting would begin at what the agent decided for that.
-        let mut zero = MaybeUninit::<u64>::uninit();
-        // SAFETY: the pointer is that of a local, which is initialized from here on.
-        let zero = unsafe {
-            zero.as_mut_ptr().write_volatile(0);
-            zero.assume_init_ref()
-        };
-        let _ = WRITE_ERRORS.insert(&key, zero, u64::from(BPF_NOEXIST));
+        stats::insert_zero(&WRITE_ERRORS, &key);
     }
     // When the map is full, the cgroup's own `errors` still has it, and user space shows the difference
     // as errors of other kinds.
@@ -302,12 +303,15 @@ fn count_error(cgroup_id: u64, returned: i64) {
 #[inline(always)]
 fn report<F: Fn() -> TaskIds>(write: &Write<'_, F>) {
     let rule = get(&settings::WRITE_EMIT);
-    let is_own = u64::from(write.pid) == get(&settings::SELF_PID);
+    // SAFETY: the pointer is a map's value; user space writes it before it reads the rings.
+    let runtime = RUNTIME.get_ptr(0).map_or(Runtime { self_pid: 0, epoch: 0 }, |runtime| unsafe { *runtime });
+    let is_own = u64::from(write.pid) == runtime.self_pid;
     if rule == emit_rule::NONE || is_own {
         count(Subject::FileWrite, Fate::Filtered);
         return;
     }
-    let first = get(&settings::WRITE_FIRST_TOUCH) != 0 && is_first_touch(write.start, write.cgroup_id);
+    let first = get(&settings::WRITE_FIRST_TOUCH) != 0
+        && is_first_touch(write.start, write.cgroup_id, runtime.epoch);
     let reason = if write.returned < 0 {
         Reason::Error
     } else if write.latency_ns >= get(&settings::WRITE_SLOW_NS) {
@@ -372,13 +376,15 @@ impl<F: Fn() -> TaskIds> Write<'_, F> {
 }
 
 #[inline(always)]
-fn is_first_touch(start: &WriteStart, cgroup_id: u64) -> bool {
+fn is_first_touch(start: &WriteStart, cgroup_id: u64, epoch: u64) -> bool {
     let key = TouchedFileKey { cgroup_id, inode: start.inode, dev: start.dev, generation: start.generation };
-    if TOUCHED_FILES.get_ptr(&key).is_some() {
-        return false;
+    if let Some(touched) = TOUCHED_FILES.get_ptr(&key) {
+        // SAFETY: the pointer is a map's value.
+        if unsafe { *touched } == epoch {
+            return false;
+        }
     }
-    let seen = 1;
-    TOUCHED_FILES.insert(&key, &seen, u64::from(BPF_ANY)).is_ok()
+    TOUCHED_FILES.insert(&key, &epoch, u64::from(BPF_ANY)).is_ok()
 }
 
 /// Writes the names of the file's path, from the file upwards; returns the bytes used, 0 when the path

@@ -4,11 +4,12 @@ use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, R
 use aya_ebpf::macros::btf_map;
 use galen_common::accounting::{FATES as FATE_COUNT, Probe};
 use galen_common::cgroup::change_counts;
+use galen_common::cost::{Measured, Part, sampling};
 use galen_common::file_write::{
     ASYNC_WRITES_MAX, AsyncWrite, TouchedFileKey, WRITE_SLOTS_MAX, WRITE_STARTS_SPILLED_MAX, WriteErrorKey,
     WriteSlot, WriteStart, WriteStats,
 };
-use galen_common::globals::{FAILURE_RING_BYTES, RINGS_MAX};
+use galen_common::globals::{FAILURE_RING_BYTES, RINGS_MAX, Runtime};
 use galen_common::record::CgroupKey;
 use galen_common::tcp_connect::{ConnectStart, ConnectStats};
 
@@ -50,6 +51,7 @@ pub static WRITE_STATS: HashMap<CgroupKey, WriteStats, 64> = HashMap::new();
 #[btf_map]
 pub static WRITE_ERRORS: HashMap<WriteErrorKey, u64, 4096> = HashMap::new();
 
+/// The value is the epoch of [`RUNTIME`] under which the file was touched last.
 #[btf_map]
 pub static TOUCHED_FILES: LruHashMap<TouchedFileKey, u64, 1024> = LruHashMap::new();
 
@@ -66,9 +68,20 @@ pub static OOM_MARKED: PerCpuArray<Marked, 1> = PerCpuArray::new();
 #[btf_map]
 pub static OOM_PAIRING: Array<u32, 1> = Array::new();
 
+#[btf_map]
+pub static RUNTIME: Array<Runtime, 1> = Array::new();
+
 /// By cgroup key.
 #[btf_map]
 pub static OOM_KILLS_LOST: HashMap<u64, u64, 64> = HashMap::new();
+
+/// By [`Part`].
+#[btf_map]
+pub static COSTS: PerCpuArray<Measured, { Part::ALL.len() }> = PerCpuArray::new();
+
+/// By lane, see [`sampling`].
+#[btf_map]
+pub static SAMPLING: Array<u32, { sampling::LANES as usize }> = Array::new();
 
 /// Cgroups that were made, removed or renamed.
 #[btf_map]

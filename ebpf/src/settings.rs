@@ -54,9 +54,6 @@ settings! {
     WRITE_SLOT_MASK: 0;
     /// Whether two threads can have the same slot: whether thread ids go beyond the slots.
     WRITE_SLOTS_SHARED: 1;
-    /// Process id of the agent: what it writes is counted, and never a record, as printing it would be the
-    /// next write.
-    SELF_PID: 0;
 
     /// Bit n is set when system call n, below 64, writes.
     WRITE_CALLS_LOW: 0;

@@ -5,6 +5,7 @@
 //! A batch walks the buckets of the map's table, so it meets every entry that stays exactly once, while the walk
 //! from key to key begins anew where an entry is removed under it.
 
+use std::io::ErrorKind;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -163,9 +164,14 @@ where
         self.map.get(&Wire(key), 0).ok().map(|Wire(value)| value)
     }
 
-    pub(super) fn insert(&mut self, key: K, value: V) -> Result<(), KernelError> {
-        let inserted = self.map.insert(Wire(key), Wire(value), 0);
-        inserted.map_err(|error| self.failed(&error))
+    /// Adds an entry; one that is there already keeps its value.
+    pub(super) fn make(&mut self, key: K, value: V) -> Result<(), KernelError> {
+        /// `BPF_NOEXIST` (include/uapi/linux/bpf.h).
+        const NOEXIST: u64 = 1;
+        match self.map.insert(Wire(key), Wire(value), NOEXIST) {
+            Err(MapError::SyscallError(error)) if error.io_error.kind() == ErrorKind::AlreadyExists => Ok(()),
+            made => made.map_err(|error| self.failed(&error)),
+        }
     }
 
     /// Removes an entry, if it is there.
@@ -224,7 +230,7 @@ mod tests {
         let mut whole = WholeMap::<CgroupKey, u64>::new("TEST", Map::HashMap(data)).unwrap();
         assert!(all(|take| whole.for_each(take).unwrap()).is_empty());
         for id in 0..ENTRIES {
-            whole.insert(CgroupKey { cgroup_id: id, shard: 1 }, id * 7).unwrap();
+            whole.make(CgroupKey { cgroup_id: id, shard: 1 }, id * 7).unwrap();
         }
         let expected: BTreeMap<u64, u64> = (0..ENTRIES).map(|id| (id, id * 7)).collect();
         assert_eq!(all(|mut take| whole.one_after_the_other(&mut take).unwrap()), expected);

@@ -2,11 +2,10 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
 
 use aya::maps::{Map, MapData, MapError, PerCpuArray};
-use aya::programs::ProgramFd;
-use aya::{Ebpf, Pod};
 use galen_common::accounting::{FATES, Fate, Probe};
 use galen_common::file_write::{WriteErrorKey, WriteStats};
 use galen_common::histogram::BUCKETS;
@@ -16,6 +15,7 @@ use galen_common::tcp_connect::ConnectStats;
 
 use super::KernelError;
 use super::batch::WholeMap;
+use super::ledger::{Cell, Ledger};
 use super::report::{Histogram, ProgramTotals};
 use super::wire::{FateCounts, Wire};
 
@@ -26,9 +26,9 @@ pub struct Counters {
     writes: WholeMap<CgroupKey, WriteStats>,
     errors: WholeMap<WriteErrorKey, u64>,
     oom_kills_lost: aya::maps::HashMap<MapData, u64, u64>,
-    programs: Vec<(String, ProgramFd)>,
-    /// Connects, writes and lost OOM kills of cgroups whose counters were given up.
-    forgotten: [u64; 3],
+    programs: Vec<(String, OwnedFd)>,
+    /// Holds what cgroups had whose counters were given up.
+    ledger: Arc<Ledger>,
 }
 
 /// One reading. Not one moment: each counter is exact, and read within the same few milliseconds.
@@ -83,19 +83,24 @@ impl KernelFates {
 }
 
 impl Counters {
-    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, KernelError> {
+    /// Takes the maps that `source` hands out by name.
+    pub(super) fn take(
+        source: &mut impl FnMut(&'static str) -> Result<Map, KernelError>,
+        ledger: Arc<Ledger>,
+    ) -> Result<Self, KernelError> {
         Ok(Self {
-            fates: take(ebpf, map_names::FATES)?,
-            connects: take_whole(ebpf, map_names::CONNECT_STATS)?,
-            writes: take_whole(ebpf, map_names::WRITE_STATS)?,
-            errors: take_whole(ebpf, map_names::WRITE_ERRORS)?,
-            oom_kills_lost: take(ebpf, map_names::OOM_KILLS_LOST)?,
+            fates: take(source, map_names::FATES)?,
+            connects: WholeMap::new(map_names::CONNECT_STATS, source(map_names::CONNECT_STATS)?)?,
+            writes: WholeMap::new(map_names::WRITE_STATS, source(map_names::WRITE_STATS)?)?,
+            errors: WholeMap::new(map_names::WRITE_ERRORS, source(map_names::WRITE_ERRORS)?)?,
+            oom_kills_lost: take(source, map_names::OOM_KILLS_LOST)?,
             programs: Vec::new(),
-            forgotten: [0; 3],
+            ledger,
         })
     }
 
-    /// Makes the counters of cgroup 0 for each shard, so that the kernel side always has a place to count.
+    /// Makes the counters of cgroup 0 for each shard, where there are none, so that the kernel side always has a
+    /// place to count.
     pub(super) fn prepare(&mut self, shards: u64) -> Result<(), KernelError> {
         let connects = ConnectStats {
             outcomes: [0; 8],
@@ -107,13 +112,13 @@ impl Counters {
         let writes = WriteStats { bytes: 0, errors: 0, slow: 0, latency_sum_ns: 0, latency_ns: [0; BUCKETS] };
         for shard in 0..shards {
             let key = CgroupKey { cgroup_id: 0, shard };
-            self.connects.insert(key, connects)?;
-            self.writes.insert(key, writes)?;
+            self.connects.make(key, connects)?;
+            self.writes.make(key, writes)?;
         }
         Ok(())
     }
 
-    pub(super) fn watch_programs(&mut self, programs: Vec<(String, ProgramFd)>) {
+    pub(super) fn watch_programs(&mut self, programs: Vec<(String, OwnedFd)>) {
         self.programs.extend(programs);
     }
 
@@ -130,7 +135,7 @@ impl Counters {
         self.errors.for_each(|key, count| {
             cgroups.entry(key.cgroup_id).or_default().errnos.push((key.errno, *count));
         })?;
-        reading.oom_kills_lost = self.forgotten[2];
+        reading.oom_kills_lost = self.ledger.get(Cell::Forgotten(Probe::OomKill));
         for entry in self.oom_kills_lost.iter() {
             let (key, lost) = entry.map_err(map_failed(map_names::OOM_KILLS_LOST))?;
             reading.cgroups.entry(key).or_default().oom_kills_lost = lost;
@@ -139,8 +144,10 @@ impl Counters {
         let connects = reading.cgroups.values().flat_map(|cgroup| cgroup.connects).sum::<u64>();
         let writes = reading.cgroups.values().map(|cgroup| cgroup.writes + cgroup.write_errors).sum::<u64>();
         let seen = Fate::Seen as usize;
-        reading.fates[Probe::TcpConnect as usize].0[seen] = connects + self.forgotten[0];
-        reading.fates[Probe::FileWrite as usize].0[seen] = writes + self.forgotten[1];
+        reading.fates[Probe::TcpConnect as usize].0[seen] =
+            connects + self.ledger.get(Cell::Forgotten(Probe::TcpConnect));
+        reading.fates[Probe::FileWrite as usize].0[seen] =
+            writes + self.ledger.get(Cell::Forgotten(Probe::FileWrite));
         Ok(reading)
     }
 
@@ -175,7 +182,8 @@ impl Counters {
     }
 
     fn forget_stats(&mut self, cgroup_id: u64, shards: u64) {
-        self.forgotten[2] += self.oom_kills_lost.get(&cgroup_id, 0).unwrap_or(0);
+        let kills = self.oom_kills_lost.get(&cgroup_id, 0).unwrap_or(0);
+        self.ledger.add(Cell::Forgotten(Probe::OomKill), kills);
         let _ = self.oom_kills_lost.remove(&cgroup_id);
         for shard in 0..shards {
             let key = CgroupKey { cgroup_id, shard };
@@ -186,8 +194,8 @@ impl Counters {
             if let Some(stats) = self.writes.get(key) {
                 add_writes(&mut last, &stats);
             }
-            self.forgotten[0] += last.connects.iter().sum::<u64>();
-            self.forgotten[1] += last.writes + last.write_errors;
+            self.ledger.add(Cell::Forgotten(Probe::TcpConnect), last.connects.iter().sum::<u64>());
+            self.ledger.add(Cell::Forgotten(Probe::FileWrite), last.writes + last.write_errors);
             self.connects.remove(key);
             self.writes.remove(key);
         }
@@ -199,8 +207,7 @@ impl Counters {
         self.programs
             .iter()
             .map(|(name, fd)| {
-                use std::os::fd::AsFd;
-                let path = format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd());
+                let path = format!("/proc/self/fdinfo/{}", fd.as_raw_fd());
                 let text = fs::read_to_string(path).unwrap_or_default();
                 let field = |wanted: &str| {
                     text.lines()
@@ -239,19 +246,13 @@ fn add_writes(cgroup: &mut CgroupCounters, stats: &WriteStats) {
     cgroup.write_latency.add(&stats.latency_ns, stats.latency_sum_ns);
 }
 
-fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, KernelError> {
-    let map = ebpf.take_map(name).ok_or(KernelError::MissingMap(name))?;
-    T::try_from(map).map_err(map_failed(name))
+pub(super) fn take<T: TryFrom<Map, Error = MapError>>(
+    source: &mut impl FnMut(&'static str) -> Result<Map, KernelError>,
+    name: &'static str,
+) -> Result<T, KernelError> {
+    T::try_from(source(name)?).map_err(map_failed(name))
 }
 
-fn take_whole<K, V>(ebpf: &mut Ebpf, name: &'static str) -> Result<WholeMap<K, V>, KernelError>
-where
-    Wire<K>: Pod,
-    Wire<V>: Pod,
-{
-    WholeMap::new(name, ebpf.take_map(name).ok_or(KernelError::MissingMap(name))?)
-}
-
-fn map_failed(name: &'static str) -> impl Fn(MapError) -> KernelError {
+pub(super) fn map_failed(name: &'static str) -> impl Fn(MapError) -> KernelError {
     move |error| KernelError::Map { name, error: error.to_string() }
 }

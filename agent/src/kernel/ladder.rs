@@ -3,9 +3,11 @@
 //! A kernel's version says little: distributions take features back and forth. So each rung is loaded and
 //! attached; what is refused is kept with the kernel's reason and the next one is tried.
 
+use std::os::fd::{AsFd, OwnedFd};
+
 use aya::maps::Array;
 use aya::programs::{
-    BtfTracePoint, FEntry, FExit, KProbe, Program, ProgramError, ProgramFd, RawTracePoint, TracePoint,
+    BtfTracePoint, FEntry, FExit, KProbe, Program, ProgramError, RawTracePoint, TracePoint,
 };
 use aya::{Btf, Ebpf};
 use galen_common::accounting::Probe;
@@ -323,7 +325,7 @@ pub(super) fn attach_programs(
     host: &mut Attaching<'_>,
     programs: &[(&str, &[&str])],
     category: &str,
-) -> Result<Vec<(String, ProgramFd)>, String> {
+) -> Result<Vec<(String, OwnedFd)>, String> {
     let done = try_programs(host, programs, category);
     if done.is_err() {
         // What is attached already would cost its calls and count for nobody.
@@ -347,14 +349,14 @@ fn try_programs(
     host: &mut Attaching<'_>,
     programs: &[(&str, &[&str])],
     category: &str,
-) -> Result<Vec<(String, ProgramFd)>, String> {
+) -> Result<Vec<(String, OwnedFd)>, String> {
     let mut loaded = Vec::new();
     for (name, hooks) in programs {
         let program =
             host.ebpf.program_mut(name).ok_or_else(|| format!("the object has no program `{name}`"))?;
         load(program, hooks, host.offers).map_err(|error| explain(program, hooks, &error))?;
         if let Ok(fd) = program.fd()
-            && let Ok(fd) = fd.try_clone()
+            && let Ok(fd) = fd.as_fd().try_clone_to_owned()
         {
             loaded.push(((*name).to_owned(), fd));
         }

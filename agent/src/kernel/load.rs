@@ -4,19 +4,23 @@ use std::cell::RefCell;
 use std::path::Path;
 use std::sync::Arc;
 
+use aya::maps::{Array, Map, MapData};
 use aya::{Ebpf, EbpfLoader};
 use galen_common::file_write::WRITE_SLOTS_MAX;
-use galen_common::globals::{ABSENT, cgroup_source, emit};
+use galen_common::globals::{ABSENT, Runtime, cgroup_source, emit};
 use galen_common::map_names;
 
 use super::cgroup_changes::CgroupChanges;
 use super::cgroups::Hierarchies;
+use super::costs::Costs;
 use super::counters::Counters;
 use super::diagnostics::{DIAGNOSTICS_BYTES, DIAGNOSTICS_MAP, Diagnostics};
 use super::ladder;
 use super::layout::{self, Settings};
+use super::ledger::Kept;
 use super::object::OBJECT;
 use super::rings::{OomRing, Rings, plan};
+use super::wire::Wire;
 use super::{Report, host};
 use crate::config;
 
@@ -52,8 +56,12 @@ pub struct Core {
     pub cgroup_changes: CgroupChanges,
     /// The exact counters.
     pub counters: Counters,
+    /// What the programs cost, and how many records they make.
+    pub costs: Costs,
     /// Copies of each cgroup's counters.
     pub shards: u64,
+    /// What user space counted.
+    pub kept: Kept,
     /// Which hook each probe uses, and why.
     pub report: Report,
     /// What the kernel side has to say of itself.
@@ -65,6 +73,8 @@ pub struct Core {
 /// The attached programs; dropping it detaches and unloads them.
 pub struct Programs {
     _ebpf: Ebpf,
+    // A map that is closed before the programs are loaded leaves its descriptor's number to another.
+    _introduction: Introduction,
 }
 
 impl Core {
@@ -88,7 +98,6 @@ impl Core {
         let mut settings = own_settings(kernel, hierarchies, rings, ring_bytes, shards);
         settings.push(("WRITE_SLOT_MASK", u64::from(slots.count - 1)));
         settings.push(("WRITE_SLOTS_SHARED", u64::from(slots.are_shared)));
-        settings.push(("SELF_PID", host::own_pid(&host.proc)));
         settings.extend(layout::write_calls());
         settings.extend(offers.settings.iter().copied());
 
@@ -121,15 +130,15 @@ impl Core {
         drop(types);
         let mut ebpf = loaded.map_err(|error| KernelError::Load(chain(&error)))?;
 
-        let outer =
-            ebpf.take_map(map_names::EVENT_RINGS).ok_or(KernelError::MissingMap(map_names::EVENT_RINGS))?;
-        let failures =
-            ebpf.take_map(map_names::FAILURE_RING).ok_or(KernelError::MissingMap(map_names::FAILURE_RING))?;
-        let oom = ebpf.take_map(map_names::OOM_RING).ok_or(KernelError::MissingMap(map_names::OOM_RING))?;
-        let oom_ring = OomRing::create(oom)?;
-        let diagnostics = Diagnostics::take(&mut ebpf);
-        let mut counters = Counters::take(&mut ebpf)?;
+        let kept = Kept::create()?;
+        let mut take = |name| ebpf.take_map(name).ok_or(KernelError::MissingMap(name));
+        let (outer, failures) = (take(map_names::EVENT_RINGS)?, take(map_names::FAILURE_RING)?);
+        let oom_ring = OomRing::create(take(map_names::OOM_RING)?)?;
+        let introduction = Introduction::make(take(map_names::RUNTIME)?, host::own_pid(&host.proc))?;
+        let mut counters = Counters::take(&mut take, Arc::clone(&kept.ledger))?;
         counters.prepare(u64::from(shards))?;
+        let costs = Costs::take(&mut take, cpus)?;
+        let diagnostics = Diagnostics::take(&mut ebpf);
         // Each ring that is put into its map waits for a grace period of the kernel, some 15 ms, and the
         // verifier takes about as long for the first program; attaching waits for both, since an event
         // without a ring would be dropped.
@@ -159,11 +168,37 @@ impl Core {
             oom_ring,
             cgroup_changes: cgroup_changes?,
             counters,
+            costs,
             shards: u64::from(shards),
+            kept,
             report,
             diagnostics,
-            programs: Programs { _ebpf: ebpf },
+            programs: Programs { _ebpf: ebpf, _introduction: introduction },
         })
+    }
+}
+
+/// Tells the kernel side which process is the agent.
+struct Introduction(Array<MapData, Wire<Runtime>>);
+
+impl Introduction {
+    /// Says that it is this process, another one than before.
+    fn make(map: Map, self_pid: u64) -> Result<Self, KernelError> {
+        let name = map_names::RUNTIME;
+        let failed = |error: aya::maps::MapError| KernelError::Map { name, error: error.to_string() };
+        let mut map: Array<_, Wire<Runtime>> = Array::try_from(map).map_err(failed)?;
+        let Wire(before) = map.get(&0, 0).map_err(failed)?;
+        let runtime = Runtime { self_pid, epoch: before.epoch.wrapping_add(1) };
+        map.set(0, Wire(runtime), 0).map_err(failed)?;
+        Ok(Self(map))
+    }
+}
+
+impl Drop for Introduction {
+    /// From here on none is: the next process with this id is another program, whose writes are records.
+    fn drop(&mut self) {
+        let Ok(Wire(runtime)) = self.0.get(&0, 0) else { return };
+        let _ = self.0.set(0, Wire(Runtime { self_pid: 0, ..runtime }), 0);
     }
 }
 

@@ -2,7 +2,9 @@
 
 use galen_common::accounting::FATES;
 use galen_common::cgroup::change_counts;
+use galen_common::cost::Measured;
 use galen_common::file_write::{WriteErrorKey, WriteStats};
+use galen_common::globals::Runtime;
 use galen_common::record::CgroupKey;
 use galen_common::tcp_connect::ConnectStats;
 
@@ -25,4 +27,14 @@ macro_rules! plain_bytes {
     )+};
 }
 
-plain_bytes!(u64, CgroupKey, ConnectStats, WriteStats, WriteErrorKey, FateCounts, ChangeCounts);
+plain_bytes!(
+    u64,
+    CgroupKey,
+    ConnectStats,
+    WriteStats,
+    WriteErrorKey,
+    FateCounts,
+    ChangeCounts,
+    Runtime,
+    Measured,
+);

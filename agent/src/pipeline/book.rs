@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::cost::{Cost, Draining};
 use super::fates::Fates;
 use crate::event::{
     CgroupTotals, Errno, Identity, IdentityTotals, OomScope, Probe, ProbeFates, SubjectWindow, Tick, Totals,
@@ -12,7 +13,7 @@ use crate::event::{
 };
 use crate::identity::cri::CriCounts;
 use crate::identity::{Cgroups, Processes};
-use crate::kernel::{CgroupCounters, Counters, KernelError, Reading, Report};
+use crate::kernel::{Cell, CgroupCounters, Counters, Kept, KernelError, KillsTold, Ledger, Reading, Report};
 
 /// A cgroup that did nothing for this many readings is looked for: nobody may have told that it is gone.
 const LOOK_AFTER_READINGS: u32 = 300;
@@ -31,6 +32,8 @@ pub struct Book {
     pub changes: Changes,
     /// What user space did.
     pub fates: Fates,
+    /// What it took to do it.
+    pub draining: Draining,
     report: Report,
     /// OOM kills by cgroup and scope; apart, so that a reading of the counters never holds up one.
     oom_kills: Mutex<OomKills>,
@@ -50,16 +53,62 @@ pub struct Changes {
 pub(super) type Window = Result<(Tick, Vec<ProbeFates>), KernelError>;
 
 /// Kills that were told.
-#[derive(Clone, Debug, Default)]
+#[derive(Default)]
 struct OomKills {
     by_cgroup: HashMap<u64, [u64; 3]>,
-    /// Those of cgroups that were forgotten.
-    forgotten: u64,
+    /// Holds the same for the next process.
+    kept: Option<KillsTold>,
+    /// Counts those of cgroups that were forgotten.
+    ledger: Arc<Ledger>,
+}
+
+impl OomKills {
+    fn resume(kept: Option<KillsTold>, ledger: Arc<Ledger>) -> Self {
+        let mut by_cgroup: HashMap<u64, [u64; 3]> = HashMap::new();
+        for (cgroup, scope, count) in kept.iter().flat_map(KillsTold::all) {
+            if let Some(kills) = usize::try_from(scope).ok().filter(|scope| *scope < 3) {
+                by_cgroup.entry(cgroup).or_default()[kills] = count;
+            }
+        }
+        Self { by_cgroup, kept, ledger }
+    }
+
+    fn told(&self) -> u64 {
+        self.by_cgroup.values().flatten().sum::<u64>() + self.ledger.get(Cell::KillsForgotten)
+    }
+
+    fn count(&mut self, cgroup: u64, scope: OomScope) {
+        // As bounded as everything else: beyond the limit the kills stay in the node's total.
+        if self.by_cgroup.len() < 8192 || self.by_cgroup.contains_key(&cgroup) {
+            let kills = &mut self.by_cgroup.entry(cgroup).or_default()[scope as usize];
+            *kills += 1;
+            if let Some(kept) = &mut self.kept {
+                kept.set(cgroup, scope as u64, *kills);
+            }
+        }
+    }
+
+    fn retain(&mut self, mut keeps: impl FnMut(u64) -> bool) {
+        let Self { by_cgroup, kept, ledger } = self;
+        by_cgroup.retain(|cgroup, kills| {
+            let keeps = keeps(*cgroup);
+            if !keeps {
+                ledger.add(Cell::KillsForgotten, kills.iter().sum());
+                for scope in 0..kills.len() as u64 {
+                    if let Some(kept) = kept {
+                        kept.remove(*cgroup, scope);
+                    }
+                }
+            }
+            keeps
+        });
+    }
 }
 
 struct Inner {
     counters: Option<Counters>,
     shards: u64,
+    cost: Option<Cost>,
     previous: HashMap<u64, Previous>,
     read_at: Duration,
     dropped: u64,
@@ -83,40 +132,57 @@ struct Previous {
 impl Book {
     /// Opens the book of these counters, none when nothing could be loaded.
     #[must_use]
-    pub fn new(
+    pub(super) fn new(
         counters: Option<(Counters, u64)>,
+        cost: Option<Cost>,
+        kept: Kept,
         report: Report,
         (cgroups, processes): (Cgroups, Processes),
         now_mono: Duration,
     ) -> Self {
         let (counters, shards) = counters.map_or((None, 0), |(counters, shards)| (Some(counters), shards));
+        let Kept { ledger, kills, is_resumed } = kept;
+        let oom_kills = OomKills::resume(kills, Arc::clone(&ledger));
+        let fates = Fates::resume(ledger, oom_kills.told());
+        let mut inner = Inner {
+            counters,
+            shards,
+            cost,
+            previous: HashMap::new(),
+            read_at: now_mono,
+            dropped: 0,
+            readings: 0,
+            nameless_kills: 0,
+        };
+        if is_resumed {
+            inner.begin_at(&fates);
+        }
         Self {
             cgroups: Mutex::new(cgroups),
             processes: Mutex::new(processes),
             cri: Arc::default(),
             changes: Changes::default(),
-            fates: Fates::default(),
+            fates,
+            draining: Draining::default(),
             report,
-            oom_kills: Mutex::default(),
-            inner: Mutex::new(Inner {
-                counters,
-                shards,
-                previous: HashMap::new(),
-                read_at: now_mono,
-                dropped: 0,
-                readings: 0,
-                nameless_kills: 0,
-            }),
+            oom_kills: Mutex::new(oom_kills),
+            inner: Mutex::new(inner),
         }
     }
 
     /// Counts an OOM kill under its cgroup, by the cgroup's key.
     pub fn count_oom_kill(&self, cgroup_key: u64, scope: OomScope) {
-        let kills = &mut lock(&self.oom_kills).by_cgroup;
-        // As bounded as everything else: beyond the limit the kills stay in the node's total.
-        if kills.len() < 8192 || kills.contains_key(&cgroup_key) {
-            kills.entry(cgroup_key).or_default()[scope as usize] += 1;
-        }
+        lock(&self.oom_kills).count(cgroup_key, scope);
+    }
+
+    /// What became of each probe's events, in the order of [`Probe::ALL`].
+    ///
+    /// # Errors
+    /// When the kernel refuses to hand out the counters.
+    pub(super) fn fates(&self) -> Result<Vec<ProbeFates>, KernelError> {
+        let inner = lock(&self.inner);
+        let reading = inner.counters.as_ref().map_or_else(|| Ok(Reading::default()), Counters::read)?;
+        Ok(balances(&self.fates, &reading))
     }
 
     /// What everything stands at. Takes some milliseconds with many cgroups.
@@ -131,19 +197,21 @@ impl Book {
         };
         let mut reading = counters.read()?;
         let programs = counters.programs();
-        let fates = self.balances(&reading);
+        let fates = balances(&self.fates, &reading);
         // After the fates: a kill is counted here before it counts as delivered, so none seems nameless.
-        let oom_kills = lock(&self.oom_kills).clone();
-        for id in oom_kills.by_cgroup.keys() {
+        let (told, kills_by_cgroup) = {
+            let kills = lock(&self.oom_kills);
+            (kills.told(), kills.by_cgroup.clone())
+        };
+        for id in kills_by_cgroup.keys() {
             reading.cgroups.entry(*id).or_default();
         }
         let mut cgroups: Vec<CgroupTotals> = Vec::with_capacity(reading.cgroups.len());
         for (id, counts) in reading.cgroups {
-            let mut kills = oom_kills.by_cgroup.get(&id).copied().unwrap_or_default();
+            let mut kills = kills_by_cgroup.get(&id).copied().unwrap_or_default();
             kills[OomScope::Unknown as usize] += counts.oom_kills_lost;
             cgroups.push(named(self.identity(id), counts, kills));
         }
-        let told = oom_kills.by_cgroup.values().flatten().sum::<u64>() + oom_kills.forgotten;
         let nameless = nameless_kills(&fates[Probe::OomKill as usize], told, reading.oom_kills_lost);
         inner.nameless_kills = inner.nameless_kills.max(nameless);
         if inner.nameless_kills > 0 {
@@ -151,9 +219,10 @@ impl Book {
             unnamed.oom_kills.push((OomScope::Unknown, inner.nameless_kills));
             cgroups.push(unnamed);
         }
+        let cost = inner.cost.as_ref().map(Cost::totals);
         drop(inner);
         let identity = self.identity_totals();
-        Ok(Totals { cgroups, fates, programs, probes: self.report.to_vec(), identity })
+        Ok(Totals { cost, cgroups, fates, programs, probes: self.report.to_vec(), identity })
     }
 
     /// What moved since the last window.
@@ -166,9 +235,12 @@ impl Book {
             Some(counters) => counters.read()?,
             None => Reading::default(),
         };
-        let fates = self.balances(&reading);
+        let fates = balances(&self.fates, &reading);
         let length = now_mono.saturating_sub(inner.read_at);
         inner.read_at = now_mono;
+        if let Some(cost) = &mut inner.cost {
+            cost.step(length, &self.draining)?;
+        }
         let mut subjects = Vec::new();
         for (id, counts) in &reading.cgroups {
             let previous = inner.previous.entry(*id).or_default();
@@ -176,7 +248,7 @@ impl Book {
                 subjects.push(window);
             }
         }
-        let dropped: u64 = fates.iter().flat_map(|fates| &fates.dropped).map(|(_, count)| count).sum();
+        let dropped = all_dropped(&fates);
         let newly_dropped = dropped - inner.dropped;
         inner.dropped = dropped;
         inner.readings = inner.readings.wrapping_add(1);
@@ -184,12 +256,6 @@ impl Book {
             self.sweep(&mut inner);
         }
         Ok((Tick { time_mono: now_mono, time, length, subjects, dropped: newly_dropped }, fates))
-    }
-
-    /// What became of each probe's events, in the order of [`Probe::ALL`].
-    fn balances(&self, reading: &Reading) -> Vec<ProbeFates> {
-        let balance = |probe| self.fates.balance(probe, &reading.fates[probe as usize]);
-        Probe::ALL.into_iter().map(balance).collect()
     }
 
     /// Gives up what is kept of cgroups that are gone, once their time as tombstones is over: by then their
@@ -206,13 +272,8 @@ impl Book {
         let previous = &inner.previous;
         let mut cgroups = lock(&self.cgroups);
         let mut kills = lock(&self.oom_kills);
-        let OomKills { by_cgroup, forgotten } = &mut *kills;
-        by_cgroup.retain(|id, kills| {
-            let keeps = *id == 0 || previous.contains_key(id) || !cgroups.is_long_gone(*id);
-            *forgotten += if keeps { 0 } else { kills.iter().sum() };
-            keeps
-        });
-        cgroups.expire(|id| previous.contains_key(&id) || by_cgroup.contains_key(&id));
+        kills.retain(|id| id == 0 || previous.contains_key(&id) || !cgroups.is_long_gone(id));
+        cgroups.expire(|id| previous.contains_key(&id) || kills.by_cgroup.contains_key(&id));
     }
 
     /// Which of these are gone since longer than tombstones are kept, and do nothing any more.
@@ -243,6 +304,31 @@ impl Book {
     fn identity(&self, id: u64) -> Arc<Identity> {
         if id == 0 { Arc::default() } else { lock(&self.cgroups).identity(id) }
     }
+}
+
+impl Inner {
+    /// Takes what an earlier process left for where this one begins: what moved before it has no window.
+    fn begin_at(&mut self, fates: &Fates) {
+        match self.counters.as_ref().map(Counters::read) {
+            Some(Ok(reading)) => {
+                self.dropped = all_dropped(&balances(fates, &reading));
+                for (id, counts) in &reading.cgroups {
+                    let _ = moved(self.previous.entry(*id).or_default(), counts, Arc::default);
+                }
+            }
+            Some(Err(error)) => tracing::error!("the counters of the agent before this one: {error}"),
+            None => {}
+        }
+    }
+}
+
+/// What became of each probe's events, in the order of [`Probe::ALL`].
+fn balances(fates: &Fates, reading: &Reading) -> Vec<ProbeFates> {
+    Probe::ALL.into_iter().map(|probe| fates.balance(probe, &reading.fates[probe as usize])).collect()
+}
+
+fn all_dropped(fates: &[ProbeFates]) -> u64 {
+    fates.iter().flat_map(|fates| &fates.dropped).map(|(_, count)| count).sum()
 }
 
 /// A lock whose holder panicked guards counters that are each still right.
@@ -344,7 +430,7 @@ mod tests {
             Cgroups::new(&hierarchies, 1 << 20, Duration::ZERO),
             Processes::new("/proc".into(), crate::privilege::links::Links::here(), 1 << 20, 0),
         );
-        let book = Book::new(None, Arc::default(), names, Duration::ZERO);
+        let book = Book::new(None, None, Kept::default(), Arc::default(), names, Duration::ZERO);
         let reading = lock(&book.inner);
         let (done, counted) = std::sync::mpsc::channel();
         std::thread::scope(|scope| {

@@ -15,7 +15,7 @@ use super::losses::Losses;
 use super::outlet::Outlet;
 use crate::config::Config;
 use crate::event::decode::{DecodeError, Raw, decode};
-use crate::event::{Body, Event, Probe, WallTime};
+use crate::event::{Body, Event, Probe, ProbeFates, WallTime};
 use crate::incidents::{Incidents, Mark};
 use crate::kernel::{Diagnostics, OomRing, Rings};
 
@@ -60,6 +60,10 @@ impl Drain {
         let reader =
             tokio::spawn(read_windows(Arc::clone(&self.book), self.window, windows, shutdown.clone()));
         let mut losses = Losses::default();
+        match self.book.fates() {
+            Ok(fates) => losses = Losses::resume(self.said(&fates), monotonic()),
+            Err(error) => self.outlet.cannot_read(&error, WallTime::now()),
+        }
         let mut raws = Vec::with_capacity(BATCH);
         let mut oom_watched = true;
         // A record that stays in the ring wakes nobody a second time.
@@ -109,6 +113,11 @@ impl Drain {
     }
 
     fn drain_batch(&mut self, raws: &mut Vec<Raw>) {
+        let book = Arc::clone(&self.book);
+        book.draining.measure(|| self.drain_some(raws));
+    }
+
+    fn drain_some(&mut self, raws: &mut Vec<Raw>) {
         let is_empty = self.drain_once(raws) < BATCH;
         if !is_empty {
             // There may be more: again, after what else is waiting.
@@ -121,7 +130,10 @@ impl Drain {
         let Some((rings, _)) = &mut self.rings else { return 0 };
         let fates = &self.book.fates;
         let taken = rings.drain(BATCH, &mut |bytes: &[u8]| match decode(bytes) {
-            Ok(raw) => raws.push(raw),
+            Ok(raw) => {
+                fates.taken(raw.probe());
+                raws.push(raw);
+            }
             Err(error) => {
                 tracing::debug!("a record in an event ring: {error}");
                 fates.unreadable(claimed_probe(bytes), error);
@@ -135,7 +147,10 @@ impl Drain {
         let Some((_, ring)) = &mut self.rings else { return 0 };
         let fates = &self.book.fates;
         let taken = ring.drain(BATCH, &mut |bytes: &[u8]| match decode(bytes) {
-            Ok(raw) if raw.probe() == Probe::OomKill => raws.push(raw),
+            Ok(raw) if raw.probe() == Probe::OomKill => {
+                fates.taken(Probe::OomKill);
+                raws.push(raw);
+            }
             Ok(_) => fates.unreadable(Probe::OomKill, DecodeError::UnknownKind(0)),
             Err(error) => fates.unreadable(Probe::OomKill, error),
         });
@@ -174,6 +189,19 @@ impl Drain {
         }
     }
 
+    /// What earlier processes said of losses, as (place, reason, so far).
+    fn said<'f>(
+        &'f self,
+        fates: &'f [ProbeFates],
+    ) -> impl Iterator<Item = (&'static str, &'static str, u64)> + 'f {
+        fates.iter().flat_map(|fates| {
+            let reasons = fates.dropped.iter().enumerate();
+            reasons.map(|(place, (reason, _))| {
+                (fates.probe.name(), *reason, self.book.fates.said(fates.probe, place))
+            })
+        })
+    }
+
     fn window(&mut self, window: Window, losses: &mut Losses, end: bool) {
         if let Some(diagnostics) = &mut self.diagnostics {
             diagnostics.read();
@@ -185,6 +213,16 @@ impl Drain {
                     fates.dropped.iter().map(|(reason, count)| (fates.probe.name(), *reason, *count))
                 });
                 for lost in losses.news(totals.chain(self.outlet.lost()), tick.time_mono, end) {
+                    let of = fates.iter().find(|fates| fates.probe.name() == lost.probe);
+                    let place = of.and_then(|fates| {
+                        Some((
+                            fates.probe,
+                            fates.dropped.iter().position(|(reason, _)| *reason == lost.reason)?,
+                        ))
+                    });
+                    if let Some((probe, reason)) = place {
+                        self.book.fates.say(probe, reason, lost.count);
+                    }
                     self.outlet.say(tick.time, Body::Lost(lost));
                 }
                 self.outlet.tick(&tick);

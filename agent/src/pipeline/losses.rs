@@ -16,6 +16,15 @@ pub(super) struct Losses {
 }
 
 impl Losses {
+    /// Knows that an earlier process has said these, as (place, reason, so far).
+    pub(super) fn resume(
+        said: impl Iterator<Item = (&'static str, &'static str, u64)>,
+        now_mono: Duration,
+    ) -> Self {
+        let said = said.filter(|(_, _, count)| *count > 0);
+        Self { said: said.map(|(place, reason, count)| ((place, reason), (count, now_mono))).collect() }
+    }
+
     /// What was lost and has not been said, out of `totals` as (place, reason, so far). What was said within
     /// the last second waits, unless this is the `end`.
     pub(super) fn news(
@@ -60,5 +69,16 @@ mod tests {
         assert_eq!(at(30, 17, false), [], "nothing new");
         assert_eq!(at(31, 19, false), [("ring_full", 2)]);
         assert_eq!(at(32, 20, true), [("ring_full", 1)], "at the end all is said");
+    }
+
+    #[test]
+    fn what_an_earlier_process_said_is_not_said_again() {
+        let said = [("file_write", "ring_full", 7), ("file_write", "no_ring", 0)];
+        let mut losses = Losses::resume(said.into_iter(), Duration::from_secs(1));
+        let mut at = |second: u64, total: u64| {
+            losses.news([("file_write", "ring_full", total)].into_iter(), Duration::from_secs(second), false)
+        };
+        assert_eq!(at(5, 7), []);
+        assert_eq!(at(6, 9), [Lost { probe: "file_write", reason: "ring_full", count: 2 }]);
     }
 }

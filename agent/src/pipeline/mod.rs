@@ -7,10 +7,13 @@
 
 mod book;
 mod clock;
+mod cost;
 mod drain;
 mod enrich;
 mod fates;
+mod governor;
 mod hierarchy;
+mod loaded;
 mod losses;
 mod outlet;
 mod prepare;

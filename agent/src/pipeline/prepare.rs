@@ -8,7 +8,9 @@ use tokio::sync::oneshot;
 
 use super::book::Book;
 use super::clock::{monotonic, slept_ns};
-use super::start::{LoadedCore, StartError, lock_state_dir, start_core, start_policies};
+use super::cost::Cost;
+use super::loaded::{LoadedCore, start_core};
+use super::start::{StartError, lock_state_dir, start_policies};
 use crate::config::Config;
 use crate::healing::policy::{PolicySet, Spec};
 use crate::identity::{Cgroups, OomFunctions, Processes};
@@ -82,6 +84,8 @@ pub fn prepare(config: &Config, config_file: Option<&Path>) -> Result<Prepared, 
     }
     let book = Arc::new(Book::new(
         loaded.counters.take(),
+        loaded.costs.take().map(|costs| Cost::new(costs, config.kernel.cost_budget)),
+        std::mem::take(&mut loaded.kept),
         Arc::clone(&loaded.report),
         (cgroups, processes),
         monotonic(),
