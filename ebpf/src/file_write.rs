@@ -310,8 +310,8 @@ fn report<F: Fn() -> TaskIds>(write: &Write<'_, F>) {
         count(Subject::FileWrite, Fate::Filtered);
         return;
     }
-    let first = get(&settings::WRITE_FIRST_TOUCH) != 0
-        && is_first_touch(write.start, write.cgroup_id, runtime.epoch);
+    let first =
+        get(&settings::WRITE_FIRST_TOUCH) != 0 && is_first_touch(write.start, write.cgroup_id, runtime.epoch);
     let reason = if write.returned < 0 {
         Reason::Error
     } else if write.latency_ns >= get(&settings::WRITE_SLOW_NS) {

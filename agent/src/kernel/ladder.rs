@@ -6,9 +6,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use aya::maps::Array;
-use aya::programs::{
-    BtfTracePoint, FEntry, FExit, KProbe, Program, ProgramError, RawTracePoint, TracePoint,
-};
+use aya::programs::{BtfTracePoint, FEntry, FExit, KProbe, Program, ProgramError, RawTracePoint, TracePoint};
 use aya::{Btf, Ebpf};
 use galen_common::accounting::Probe;
 
