@@ -22,7 +22,7 @@ use galen_common::record::RecordKind;
 use crate::cost;
 use crate::emit::{Lane, add, count, emit};
 use crate::maps::{RUNTIME, TOUCHED_FILES, WRITE_ERRORS, WRITE_STATS};
-use crate::read::{Direct, Probe, Reader};
+use crate::read::{Direct, Probe, Reader, opaque};
 use crate::settings::{self, get, has};
 use crate::stats;
 use crate::task::{Current, TaskIds, current_cgroup_id, header};
@@ -411,11 +411,15 @@ unsafe fn fill_path(out: *mut u8, start: &WriteStart) -> u32 {
             if parent == dentry || parent.is_null() {
                 return used as u32;
             }
-            if used > PATH_BYTES - NAME_BYTES {
+            let name = Probe::pointer(dentry, &settings::OFF_DENTRY_NAME);
+            // Checked in the register that it is used from, and used after that: verifiers before Linux 6.12
+            // know nothing of copies.
+            let at = opaque(used);
+            if at > PATH_BYTES - NAME_BYTES {
                 return 0;
             }
-            let name = Probe::pointer(dentry, &settings::OFF_DENTRY_NAME);
-            let length = bpf_probe_read_kernel_str(out.add(used).cast(), NAME_BYTES as u32, name.cast());
+            let place = out.add(opaque(at));
+            let length = bpf_probe_read_kernel_str(place.cast(), NAME_BYTES as u32, name.cast());
             if length <= 1 || length >= NAME_BYTES as i64 {
                 return 0;
             }
