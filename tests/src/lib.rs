@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod cgroup;
 pub mod command;
+pub mod confine;
 pub mod http;
 pub mod lines;
 pub mod load;

@@ -80,7 +80,7 @@ struct ProbeReport {
 /// When the report cannot be made into JSON or written.
 pub fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     let overrides = Overrides { kernel_variant: args.kernel_variant, ..Overrides::default() };
-    let loaded = config::load(args.config.as_deref(), std::env::vars(), &overrides);
+    let loaded = config::load(args.config.as_deref(), super::environment(), &overrides);
     let config = match loaded {
         Ok(loaded) => loaded.config,
         Err(diagnostics) => {
@@ -101,7 +101,7 @@ pub fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
 
 fn examine(config: &Config) -> Report {
     let hierarchies = Hierarchies::find(&config.host.proc, &config.host.cgroup).unwrap_or_default();
-    let release = std::fs::read_to_string(config.host.proc.join("sys/kernel/osrelease")).unwrap_or_default();
+    let release = crate::input::read_text(&config.host.proc.join("sys/kernel/osrelease")).unwrap_or_default();
     let mut facts = facts(config, &hierarchies);
     facts.extend(runtimes(config));
     let probes = match Core::start(&config.kernel, &config.host, &hierarchies) {

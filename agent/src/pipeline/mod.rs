@@ -18,6 +18,7 @@ mod losses;
 mod outlet;
 mod prepare;
 mod start;
+mod state_lock;
 
 pub use book::Book;
 pub use prepare::{Prepared, prepare};
