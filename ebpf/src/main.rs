@@ -16,6 +16,7 @@
 
 mod cgroup;
 mod cost;
+mod destinations;
 mod emit;
 mod file_write;
 mod file_write_vfs;

@@ -14,6 +14,7 @@ use super::cgroup_changes::CgroupChanges;
 use super::cgroups::Hierarchies;
 use super::costs::Costs;
 use super::counters::Counters;
+use super::destinations::Places;
 use super::diagnostics::{DIAGNOSTICS_BYTES, DIAGNOSTICS_MAP, Diagnostics};
 use super::ladder;
 use super::layout::{self, Settings};
@@ -107,10 +108,14 @@ impl Core {
             loader.override_global(name, value, false);
         }
         let stats_entries = kernel.cgroups_max.saturating_add(1).saturating_mul(shards);
+        let destinations = Places::new(kernel, shards);
         let oom_ring_bytes = kernel.oom_ring_bytes.0.next_power_of_two().clamp(4096, 1 << 30);
         loader
             .map_max_entries(map_names::CONNECT_STATS, stats_entries)
             .map_max_entries(map_names::WRITE_STATS, stats_entries)
+            .map_max_entries(map_names::DESTINATIONS, destinations.keys())
+            .map_max_entries(map_names::DESTINATION_STATS, destinations.stats())
+            .map_max_entries(map_names::DESTINATION_PLACES, destinations.queue())
             .map_max_entries(map_names::OOM_KILLS_LOST, kernel.cgroups_max.saturating_add(1))
             .map_max_entries(map_names::WRITE_SLOTS, slots.count)
             .map_max_entries(map_names::TOUCHED_FILES, kernel.file_write.touched_files_max.max(1))
@@ -135,7 +140,7 @@ impl Core {
         let (outer, failures) = (take(map_names::EVENT_RINGS)?, take(map_names::FAILURE_RING)?);
         let oom_ring = OomRing::create(take(map_names::OOM_RING)?)?;
         let introduction = Introduction::make(take(map_names::RUNTIME)?, host::own_pid(&host.proc))?;
-        let mut counters = Counters::take(&mut take, Arc::clone(&kept.ledger))?;
+        let mut counters = Counters::take(&mut take, destinations, Arc::clone(&kept.ledger))?;
         counters.prepare(u64::from(shards))?;
         let costs = Costs::take(&mut take, cpus)?;
         let diagnostics = Diagnostics::take(&mut ebpf);
@@ -245,6 +250,7 @@ fn own_settings(
         ("WAKE_BYTES", u64::from(ring_bytes / 4)),
         ("CONNECT_EMIT", rule(kernel.tcp_connect.emit)),
         ("CONNECT_SLOW_NS", nanos(kernel.tcp_connect.slow)),
+        ("CONNECT_DESTINATIONS", u64::from(kernel.tcp_connect.destinations_max)),
         ("WRITE_EMIT", rule(kernel.file_write.emit)),
         ("WRITE_SLOW_NS", nanos(kernel.file_write.slow)),
         ("WRITE_FIRST_TOUCH", u64::from(kernel.file_write.first_touch)),

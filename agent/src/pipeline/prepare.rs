@@ -89,6 +89,7 @@ pub fn prepare(config: &Config, config_file: Option<&Path>) -> Result<Prepared, 
         std::mem::take(&mut loaded.kept),
         Arc::clone(&loaded.report),
         (cgroups, processes),
+        &config.kernel,
         monotonic(),
     ));
     Ok(Prepared {
