@@ -5,14 +5,13 @@
 //! Between entry and exit a write is kept by its thread, see [`crate::write_starts`].
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, generated::bpf_probe_read_kernel_str};
 use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint, tracepoint};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext, TracePointContext};
 use galen_common::accounting::{Fate, Probe as Subject};
 use galen_common::cost::Part;
 use galen_common::file_write::{
-    FileWritePathRecord, FileWriteRecord, NAME_BYTES, PATH_BYTES, PATH_DEPTH, Reason, TouchedFileKey,
+    FileStats, FileWritePathRecord, FileWriteRecord, NAME_BYTES, PATH_BYTES, PATH_DEPTH, Reason,
     WriteErrorKey, WriteStart, WriteStats, hook,
 };
 use galen_common::globals::{Runtime, emit as emit_rule};
@@ -21,11 +20,12 @@ use galen_common::record::RecordKind;
 
 use crate::cost;
 use crate::emit::{Lane, add, count, emit};
-use crate::maps::{RUNTIME, TOUCHED_FILES, WRITE_ERRORS, WRITE_STATS};
+use crate::maps::{RUNTIME, WRITE_ERRORS, WRITE_STATS};
 use crate::read::{Direct, Probe, Reader, opaque};
 use crate::settings::{self, get, has};
 use crate::stats;
 use crate::task::{Current, TaskIds, current_cgroup_id, header};
+use crate::touched;
 use crate::write_starts;
 
 const S_IFMT: u16 = 0o170_000;
@@ -281,7 +281,8 @@ pub fn finish(
             }
         }
     }
-    report(&Write { start, now, latency_ns, cgroup_id, returned, pid, task });
+    let file = touched::count(start, cgroup_id, latency_ns, returned);
+    report(&Write { start, now, latency_ns, cgroup_id, returned, pid, task }, file);
     cost::end(Part::FileWrite, began);
 }
 
@@ -301,7 +302,7 @@ fn count_error(cgroup_id: u64, returned: i64) {
 
 /// Makes a record of a write if it is notable, else counts it as filtered.
 #[inline(always)]
-fn report<F: Fn() -> TaskIds>(write: &Write<'_, F>) {
+fn report<F: Fn() -> TaskIds>(write: &Write<'_, F>, file: Option<*mut FileStats>) {
     let rule = get(&settings::WRITE_EMIT);
     // SAFETY: the pointer is a map's value; user space writes it before it reads the rings.
     let runtime = RUNTIME.get_ptr(0).map_or(Runtime { self_pid: 0, epoch: 0 }, |runtime| unsafe { *runtime });
@@ -310,8 +311,8 @@ fn report<F: Fn() -> TaskIds>(write: &Write<'_, F>) {
         count(Subject::FileWrite, Fate::Filtered);
         return;
     }
-    let first =
-        get(&settings::WRITE_FIRST_TOUCH) != 0 && is_first_touch(write.start, write.cgroup_id, runtime.epoch);
+    let first = get(&settings::WRITE_FIRST_TOUCH) != 0
+        && file.is_some_and(|file| touched::is_first(file, runtime.epoch));
     let reason = if write.returned < 0 {
         Reason::Error
     } else if write.latency_ns >= get(&settings::WRITE_SLOW_NS) {
@@ -373,18 +374,6 @@ impl<F: Fn() -> TaskIds> Write<'_, F> {
             reserved: 0,
         }
     }
-}
-
-#[inline(always)]
-fn is_first_touch(start: &WriteStart, cgroup_id: u64, epoch: u64) -> bool {
-    let key = TouchedFileKey { cgroup_id, inode: start.inode, dev: start.dev, generation: start.generation };
-    if let Some(touched) = TOUCHED_FILES.get_ptr(&key) {
-        // SAFETY: the pointer is a map's value.
-        if unsafe { *touched } == epoch {
-            return false;
-        }
-    }
-    TOUCHED_FILES.insert(&key, &epoch, u64::from(BPF_ANY)).is_ok()
 }
 
 /// Writes the names of the file's path, from the file upwards; returns the bytes used, 0 when the path

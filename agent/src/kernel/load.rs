@@ -254,6 +254,7 @@ fn own_settings(
         ("WRITE_EMIT", rule(kernel.file_write.emit)),
         ("WRITE_SLOW_NS", nanos(kernel.file_write.slow)),
         ("WRITE_FIRST_TOUCH", u64::from(kernel.file_write.first_touch)),
+        ("WRITE_FILES", u64::from(kernel.file_write.first_touch || kernel.file_write.heaviest_files > 0)),
         ("WRITE_ANY_FILE", u64::from(kernel.file_write.files == config::Files::Any)),
     ]
 }

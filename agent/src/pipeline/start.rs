@@ -176,7 +176,7 @@ fn spawn_parts(
         notify,
         hierarchy: Hierarchy::new(hierarchies, loaded.cgroup_changes),
         book: Arc::clone(&book),
-        enricher: Enricher::new(Arc::clone(&node), config.host.proc.clone(), links, oom_functions),
+        enricher: Enricher::new(Arc::clone(&node), &config.host.proc, links, &book, oom_functions),
         outlet: Outlet::new(parts, config, blind, WallTime::now()),
         incidents,
         healing,

@@ -52,6 +52,7 @@ usage: galen-workload [--wait] [--netns FILE] [--dies-first] COMMAND
                                 io_submit_direct, mmap; SOURCE has what is copied
   last-deeds FILE ADDR MIB      writes to FILE, connects to ADDR, and takes so much memory
   fill FILE                     writes until the filesystem is full
+  tour PARENT FILE N ROUNDS     N one-byte writes to FILE in each cgroup below PARENT, so many times
 example: galen-workload pwrite-file 100000 /var/tmp";
 
 fn main() -> ExitCode {
@@ -106,6 +107,9 @@ fn run(words: &[&str]) -> Result<Value> {
             return take(number(mib)?).map(|held| json!({"mib": held.len()}));
         }
         ["fill", file] => return files::fill(file),
+        ["tour", parent, file, times, rounds] => {
+            return files::tour(Path::new(parent), file, number(times)?, number(rounds)?);
+        }
         ["pwrite-null", times] => {
             let file = OpenOptions::new().write(true).open("/dev/null").context("cannot open /dev/null")?;
             timed(number(times)?, || pwrite(file.as_raw_fd()))
