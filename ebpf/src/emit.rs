@@ -76,7 +76,7 @@ pub enum Lane {
 ///
 /// `fill` writes the whole record; it gets memory that is not initialised.
 #[inline(always)]
-pub fn emit<T: 'static>(probe: Probe, lane: Lane, fill: impl FnOnce(*mut T)) {
+pub fn emit<T: 'static>(probe: Probe, lane: Lane, fill: impl Fn(*mut T)) {
     if let Some(fate) = cost::left_out(lane) {
         count(probe, fate);
         return;
@@ -99,12 +99,7 @@ pub fn emit<T: 'static>(probe: Probe, lane: Lane, fill: impl FnOnce(*mut T)) {
 
 /// Puts a record into a ring that wakes the agent at `mark` unread bytes, or counts that it is full.
 #[inline(always)]
-fn put<T: 'static, const N: usize>(
-    probe: Probe,
-    ring: &RingBuf<u8, N>,
-    mark: u64,
-    fill: impl FnOnce(*mut T),
-) {
+fn put<T: 'static, const N: usize>(probe: Probe, ring: &RingBuf<u8, N>, mark: u64, fill: impl Fn(*mut T)) {
     let Some(mut entry) = ring.reserve_untyped::<T>(0) else {
         count(probe, Fate::RingFull);
         return;
@@ -126,7 +121,7 @@ fn put<T: 'static, const N: usize>(
 ///
 /// `when_full` runs before that count, so that whoever reads the count finds what it did.
 #[inline(always)]
-pub fn emit_urgent<T: 'static>(probe: Probe, fill: impl FnOnce(*mut T), when_full: impl FnOnce()) {
+pub fn emit_urgent<T: 'static>(probe: Probe, fill: impl Fn(*mut T), when_full: impl FnOnce()) {
     let Some(mut entry) = OOM_RING.reserve_untyped::<T>(0) else {
         when_full();
         count(probe, Fate::RingFull);
