@@ -5,7 +5,6 @@
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
-use galen_common::histogram::bucket_of;
 use galen_common::tcp_connect::{
     DESTINATION_BUCKETS, DESTINATION_OTHER, DestinationKey, UNKNOWN, destination_bucket,
 };
@@ -23,8 +22,8 @@ pub struct Counted<'a> {
     pub syn_retransmits: u32,
     /// Where its time went.
     pub timing: &'a Timing,
-    /// Whether it was established and its latency is known.
-    pub is_timed: bool,
+    /// Bucket of its latency, when it was established and its start was seen.
+    pub bucket: Option<usize>,
 }
 
 /// Counts a connect under its destination.
@@ -44,8 +43,7 @@ pub fn count(key: &DestinationKey, connect: &Counted<'_>) {
         if connect.syn_retransmits != 0 && connect.syn_retransmits != UNKNOWN {
             add(&raw mut (*stats).syn_retransmits, u64::from(connect.syn_retransmits));
         }
-        if connect.is_timed {
-            let bucket = bucket_of(connect.timing.latency_ns);
+        if let Some(bucket) = connect.bucket {
             // The compiler knows that the mask changes nothing, and the verifier does not: the black box keeps it in.
             let bucket = core::hint::black_box(destination_bucket(bucket)) & (DESTINATION_BUCKETS - 1);
             add((&raw mut (*stats).latency).cast::<u64>().add(bucket), 1);

@@ -20,7 +20,7 @@ use galen_common::tcp_connect::{
 
 use crate::cost;
 use crate::destinations::{self, Counted};
-use crate::emit::{Lane, add, count, emit};
+use crate::emit::{Lane, add, add_to_bucket, count, emit};
 use crate::handshake::{self, Ended, Timing, add_phases};
 use crate::maps::{CONNECT_STARTS, CONNECT_STATS};
 use crate::read::{Direct, Probe, Reader};
@@ -289,8 +289,9 @@ fn account(ctx: &impl EbpfContext, sk: u64, new_state: i32, at_end: &Endpoints) 
         unsafe { time_of(sk as *const u8, now, known.then_some(start_ns), at_end, outcome) };
     let Timing { latency_ns, syn_retransmit_wait_ns } = timing;
     let is_timed = latency_ns != LATENCY_UNKNOWN_NS && outcome == Outcome::Established as u32;
+    let bucket = if is_timed { bucket_of(latency_ns) } else { BUCKETS };
     if let Some(stats) = stats::of_cgroup(ctx, &CONNECT_STATS, &ZERO, Subject::TcpConnect, cgroup_id) {
-        // SAFETY: the outcome is below 8 and the bucket below BUCKETS.
+        // SAFETY: the outcome is below 8.
         unsafe {
             add((&raw mut (*stats).outcomes).cast::<u64>().add(outcome as usize & 7), 1);
             if at_end.syn_retransmits != 0 && at_end.syn_retransmits != UNKNOWN {
@@ -298,19 +299,20 @@ fn account(ctx: &impl EbpfContext, sk: u64, new_state: i32, at_end: &Endpoints) 
                 add(retransmits.add(outcome as usize & 7), u64::from(at_end.syn_retransmits));
             }
             add_phases((&raw mut (*stats).phases_ns).cast(), &timing, outcome);
-            if is_timed {
+            if bucket < BUCKETS {
                 add(&raw mut (*stats).latency_sum_ns, latency_ns);
-                // Not kept from before: verifiers before Linux 6.8 forget the comparison of what lay on the stack.
-                let bucket = bucket_of(latency_ns);
-                if bucket < BUCKETS {
-                    add((&raw mut (*stats).latency_ns).cast::<u64>().add(bucket), 1);
-                }
+                add_to_bucket((&raw mut (*stats).latency_ns).cast(), bucket);
             }
         }
     }
     destinations::count(
         &DestinationKey { address: at_end.daddr, family: at_end.family, port: at_end.dport, reserved: 0 },
-        &Counted { outcome, syn_retransmits: at_end.syn_retransmits, timing: &timing, is_timed },
+        &Counted {
+            outcome,
+            syn_retransmits: at_end.syn_retransmits,
+            timing: &timing,
+            bucket: (bucket < BUCKETS).then_some(bucket),
+        },
     );
 
     let rule = get(&settings::CONNECT_EMIT);

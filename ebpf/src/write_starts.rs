@@ -37,10 +37,19 @@ pub fn keep(tid: u32, start: WriteStart) {
 /// Takes the start that thread `tid`, the running one, has kept.
 #[inline(always)]
 pub fn take(tid: u32) -> Option<WriteStart> {
+    take_if(tid, |_| true)
+}
+
+/// [`take`], where what was kept is `wanted`; else it stays.
+#[inline(always)]
+pub fn take_if(tid: u32, wanted: impl Fn(&WriteStart) -> bool) -> Option<WriteStart> {
     let slot = slot_of(tid)?;
     // SAFETY: the slot lives in the array; `start` is the owner's.
     unsafe {
         if (*slot).owner == tid {
+            if !wanted(&(*slot).start) {
+                return None;
+            }
             let start = (*slot).start;
             release(slot, tid);
             return Some(start);
@@ -49,7 +58,23 @@ pub fn take(tid: u32) -> Option<WriteStart> {
             return None;
         }
     }
-    take_spilled(slot, tid)
+    take_spilled(slot, tid, wanted)
+}
+
+/// What function the start that thread `tid`, the running one, has kept is of; see `file_write::hook`.
+#[inline(always)]
+pub fn under_way(tid: u32) -> Option<u32> {
+    let slot = slot_of(tid)?;
+    // SAFETY: the slot lives in the array; `start` is the owner's, and an entry its thread's.
+    unsafe {
+        if (*slot).owner == tid {
+            return Some((*slot).start.hook);
+        }
+        if get(&WRITE_SLOTS_SHARED) == 0 || (*slot).spilled == 0 {
+            return None;
+        }
+        WRITE_STARTS_SPILLED.get_ptr(&tid).map(|start| (*start).hook)
+    }
 }
 
 /// Forgets what a write of thread `tid` that never returned may have left.
@@ -118,10 +143,13 @@ fn spill(slot: *mut WriteSlot, tid: u32, start: &WriteStart) {
 }
 
 #[inline(always)]
-fn take_spilled(slot: *mut WriteSlot, tid: u32) -> Option<WriteStart> {
+fn take_spilled(slot: *mut WriteSlot, tid: u32, wanted: impl Fn(&WriteStart) -> bool) -> Option<WriteStart> {
     let start = WRITE_STARTS_SPILLED.get_ptr(&tid)?;
     // SAFETY: the entry is this thread's, and nobody else removes it.
     let start = unsafe { *start };
+    if !wanted(&start) {
+        return None;
+    }
     if WRITE_STARTS_SPILLED.remove(&tid).is_ok() {
         // SAFETY: the slot lives in the array.
         unsafe { add(&raw mut (*slot).spilled, u64::MAX) };

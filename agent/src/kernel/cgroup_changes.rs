@@ -127,8 +127,9 @@ impl CgroupChanges {
             refused: Vec::new(),
             unreadable: 0,
         };
+        let has_forced = RUNGS.iter().any(|(variant, _)| *variant == forced);
         for (variant, programs) in &RUNGS {
-            if forced != Variant::Auto && forced != *variant {
+            if has_forced && forced != *variant {
                 continue;
             }
             let attached = match missing(*variant, host.offers) {

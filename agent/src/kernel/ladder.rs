@@ -5,9 +5,9 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use aya::Ebpf;
 use aya::maps::Array;
-use aya::programs::{BtfTracePoint, Program, ProgramError, RawTracePoint, TracePoint};
+use aya::programs::{BtfTracePoint, FEntry, FExit, KProbe, Program, ProgramError, RawTracePoint, TracePoint};
+use aya::{Btf, Ebpf};
 use galen_common::accounting::Probe;
 
 use galen_common::map_names;
@@ -21,6 +21,7 @@ use super::layout::{
 };
 use super::load::chain;
 use super::report::ProbeInfo;
+use super::vfs;
 use crate::config::{self, Variant};
 
 /// One way to observe a probe's subject.
@@ -32,6 +33,19 @@ pub struct Rung {
     pub programs: &'static [(&'static str, &'static [&'static str])],
     /// What is shown as the hook.
     pub hook: &'static str,
+    /// What it can see beside, each of them or not; shown behind the hook.
+    pub more: &'static [More],
+}
+
+/// Programs that go beyond a rung: all of them together, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct More {
+    /// What is not seen without them.
+    pub sees: &'static str,
+    /// What is shown of the hook.
+    pub hook: &'static str,
+    /// As of a rung.
+    pub programs: &'static [(&'static str, &'static [&'static str])],
 }
 
 const SYSCALL_ENTER: &[&str] =
@@ -49,51 +63,62 @@ pub(super) const fn rungs(probe: Probe) -> &'static [Rung] {
                 variant: Variant::TpBtf,
                 programs: &[("tcp_connect_btf", &["inet_sock_set_state"])],
                 hook: "sock:inet_sock_set_state",
+                more: &[],
             },
             Rung {
                 variant: Variant::RawTp,
                 programs: &[("tcp_connect_raw", &["inet_sock_set_state"])],
                 hook: "sock:inet_sock_set_state",
+                more: &[],
             },
             Rung {
                 variant: Variant::Tracepoint,
                 programs: &[("tcp_connect_tp", &["inet_sock_set_state"])],
                 hook: "sock:inet_sock_set_state",
+                more: &[],
             },
         ],
-        // Not the most modern first, but the cheapest: a classic tracepoint of a system call costs the calls it
+        // The file layer first, which sees all ways to write and costs other calls nothing. Then not the most
+        // modern, but the cheapest: a classic tracepoint of a system call costs the calls it
         // does not watch a third of what a raw one does, and a node makes far more of those than writes
         // (docs/benchmarks.md). In each, the exit first: a write that is under way while they attach has no
         // start and is not counted.
         Probe::FileWrite => &[
+            vfs::FENTRY,
             Rung {
                 variant: Variant::Tracepoint,
                 programs: &[("file_write_exit_tp", SYSCALL_EXIT), ("file_write_enter_tp", SYSCALL_ENTER)],
                 hook: "syscalls:sys_enter_*write*+sys_exit_*write*",
+                more: &[],
             },
             Rung {
                 variant: Variant::TpBtf,
                 programs: &[("file_write_exit_btf", &["sys_exit"]), ("file_write_enter_btf", &["sys_enter"])],
                 hook: "raw_syscalls:sys_enter+sys_exit",
+                more: &[],
             },
             Rung {
                 variant: Variant::RawTp,
                 programs: &[("file_write_exit_raw", &["sys_exit"]), ("file_write_enter_raw", &["sys_enter"])],
                 hook: "raw_syscalls:sys_enter+sys_exit",
+                more: &[],
             },
+            vfs::KPROBE,
         ],
         Probe::OomKill => &[
             Rung {
                 variant: Variant::TpBtf,
                 programs: &[("oom_kill_identity_btf", &["mark_victim"])],
                 hook: "oom:mark_victim",
+                more: &[],
             },
             Rung {
                 variant: Variant::RawTp,
                 programs: &[("oom_kill_identity_raw", &["mark_victim"])],
                 hook: "oom:mark_victim",
+                more: &[],
             },
-            Rung { variant: Variant::Tracepoint, programs: &[], hook: "oom:mark_victim" },
+            Rung { variant: Variant::Tracepoint, programs: &[], hook: "oom:mark_victim", more: &[] },
         ],
     }
 }
@@ -122,16 +147,18 @@ pub(super) fn attach_all(host: &mut Attaching<'_>, kernel: &config::Kernel) -> V
                 Probe::FileWrite => kernel.file_write.enabled,
                 Probe::OomKill => kernel.oom_kill.enabled,
             };
+            let has_forced = rungs(probe).iter().any(|rung| rung.variant == kernel.variant);
             let mut info = ProbeInfo { probe, hook: "none".to_owned(), variant: "none", refused: Vec::new() };
             if !enabled {
                 info.refused.push(format!("switched off by `kernel.{}.enabled`", probe.name()));
                 return info;
             }
             for rung in rungs(probe) {
-                if kernel.variant != Variant::Auto && kernel.variant != rung.variant {
+                // What has no hook of the forced kind takes the best, so that one probe can be tried alone.
+                if has_forced && kernel.variant != rung.variant {
                     continue;
                 }
-                match attach(host, probe, rung) {
+                match attach(host, probe, rung, &mut info.refused) {
                     Ok(hook) => {
                         info.hook = hook;
                         info.variant = name(rung.variant);
@@ -154,6 +181,8 @@ pub(super) fn attach_all(host: &mut Attaching<'_>, kernel: &config::Kernel) -> V
 pub(super) const fn name(variant: Variant) -> &'static str {
     match variant {
         Variant::Auto => "auto",
+        Variant::Fentry => "fentry",
+        Variant::Kprobe => "kprobe",
         Variant::TpBtf => "tp_btf",
         Variant::RawTp => "raw_tp",
         Variant::Tracepoint => "tracepoint",
@@ -164,7 +193,7 @@ pub(super) const fn name(variant: Variant) -> &'static str {
 #[must_use]
 pub(super) fn missing(probe: Probe, variant: Variant, offers: &Offers) -> Option<String> {
     let lacks = |needs: &[&str]| lacks(offers, needs);
-    if let (Variant::TpBtf, Err(reason)) = (variant, &offers.btf) {
+    if let (Variant::TpBtf | Variant::Fentry, Err(reason)) = (variant, &offers.btf) {
         return Some(reason.clone());
     }
     if let (Variant::Tracepoint, Err(reason)) = (variant, &offers.tracefs) {
@@ -175,6 +204,9 @@ pub(super) fn missing(probe: Probe, variant: Variant, offers: &Offers) -> Option
         (Probe::TcpConnect, _) => lacks(CONNECT_NEEDS),
         (Probe::FileWrite, Variant::Tracepoint) => {
             lacks(WRITE_FIELDS).or_else(|| moved(offers, WRITE_FIELDS)).or_else(|| lacks_file(offers))
+        }
+        (Probe::FileWrite, Variant::Fentry | Variant::Kprobe) => {
+            lacks(vfs::NEEDS).or_else(|| lacks_file(offers))
         }
         (Probe::FileWrite, _) => lacks_file(offers),
         (Probe::OomKill, Variant::Tracepoint) => lacks(OOM_FIELDS),
@@ -215,7 +247,13 @@ fn moved(offers: &Offers, fields: &[&str]) -> Option<String> {
         .map(|_| "the records of this kernel's system call tracepoints have another layout".to_owned())
 }
 
-fn attach(host: &mut Attaching<'_>, probe: Probe, rung: &Rung) -> Result<String, String> {
+/// Attaches a rung; what it cannot see beside goes to `refused`, with the reason.
+fn attach(
+    host: &mut Attaching<'_>,
+    probe: Probe,
+    rung: &Rung,
+    refused: &mut Vec<String>,
+) -> Result<String, String> {
     if let Some(lack) = missing(probe, rung.variant, host.offers) {
         return Err(lack);
     }
@@ -224,7 +262,19 @@ fn attach(host: &mut Attaching<'_>, probe: Probe, rung: &Rung) -> Result<String,
     }
     let attached = attach_programs(host, rung.programs, category(probe))?;
     host.counters.watch_programs(attached);
-    Ok(rung.hook.to_owned())
+    let mut hook = rung.hook.to_owned();
+    for more in rung.more {
+        match attach_programs(host, more.programs, category(probe)) {
+            Ok(attached) => {
+                host.counters.watch_programs(attached);
+                hook = format!("{hook}+{}", more.hook);
+            }
+            Err(reason) => {
+                refused.push(format!("{}: {} is not seen: {reason}", name(rung.variant), more.sees))
+            }
+        }
+    }
+    Ok(hook)
 }
 
 const fn category(probe: Probe) -> &'static str {
@@ -281,6 +331,9 @@ pub(super) fn attach_programs(
             // Of one that was not loaded there is nothing to take down.
             let _ = match host.ebpf.program_mut(name) {
                 Some(Program::BtfTracePoint(program)) => program.unload(),
+                Some(Program::FEntry(program)) => program.unload(),
+                Some(Program::FExit(program)) => program.unload(),
+                Some(Program::KProbe(program)) => program.unload(),
                 Some(Program::RawTracePoint(program)) => program.unload(),
                 Some(Program::TracePoint(program)) => program.unload(),
                 _ => Ok(()),
@@ -299,7 +352,7 @@ fn try_programs(
     for (name, hooks) in programs {
         let program =
             host.ebpf.program_mut(name).ok_or_else(|| format!("the object has no program `{name}`"))?;
-        load(program, hooks, host.offers).map_err(|error| explain(&error))?;
+        load(program, hooks, host.offers).map_err(|error| explain(program, hooks, &error))?;
         if let Ok(fd) = program.fd()
             && let Ok(fd) = fd.as_fd().try_clone_to_owned()
         {
@@ -310,7 +363,7 @@ fn try_programs(
     for (name, hooks) in programs {
         let Some(program) = host.ebpf.program_mut(name) else { continue };
         for hook in *hooks {
-            attach_to(program, hook, category).map_err(|error| explain(&error))?;
+            attach_to(program, hook, category).map_err(|error| explain(program, &[hook], &error))?;
         }
     }
     Ok(loaded)
@@ -318,13 +371,23 @@ fn try_programs(
 
 fn load(program: &mut Program, hooks: &[&str], offers: &Offers) -> Result<(), ProgramError> {
     match program {
-        Program::BtfTracePoint(program) => match (&offers.btf, hooks) {
-            // The type of the hook is part of such a program, so it has one.
-            (Ok(btf), [hook]) => BtfTracePoint::load(program, hook, btf),
+        // The type of the hook is part of these programs, so each has one.
+        Program::BtfTracePoint(_) | Program::FEntry(_) | Program::FExit(_) => match (&offers.btf, hooks) {
+            (Ok(btf), [hook]) => load_typed(program, hook, btf),
             _ => Err(ProgramError::NotLoaded),
         },
+        Program::KProbe(program) => KProbe::load(program),
         Program::RawTracePoint(program) => RawTracePoint::load(program),
         Program::TracePoint(program) => TracePoint::load(program),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}
+
+fn load_typed(program: &mut Program, hook: &str, btf: &Btf) -> Result<(), ProgramError> {
+    match program {
+        Program::BtfTracePoint(program) => BtfTracePoint::load(program, hook, btf),
+        Program::FEntry(program) => FEntry::load(program, hook, btf),
+        Program::FExit(program) => FExit::load(program, hook, btf),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
 }
@@ -332,14 +395,28 @@ fn load(program: &mut Program, hooks: &[&str], offers: &Offers) -> Result<(), Pr
 fn attach_to(program: &mut Program, hook: &str, category: &str) -> Result<(), ProgramError> {
     match program {
         Program::BtfTracePoint(program) => program.attach().map(|_| ()),
+        Program::FEntry(program) => program.attach().map(|_| ()),
+        Program::FExit(program) => program.attach().map(|_| ()),
+        Program::KProbe(program) => program.attach(hook, 0).map(|_| ()),
         Program::RawTracePoint(program) => program.attach(hook).map(|_| ()),
         Program::TracePoint(program) => program.attach(category, hook).map(|_| ()),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
 }
 
-/// The kernel's reason in one line: of a verifier's log, the last words.
-fn explain(error: &ProgramError) -> String {
+/// The kernel's reason in one line; for functions, with the function, since a rung has several.
+fn explain(program: &Program, hooks: &[&str], error: &ProgramError) -> String {
+    let reason = reason(error);
+    match program {
+        Program::FEntry(_) | Program::FExit(_) | Program::KProbe(_) => {
+            format!("{}: {reason}", hooks.join("+"))
+        }
+        _ => reason,
+    }
+}
+
+/// Of a verifier's log, the last words.
+fn reason(error: &ProgramError) -> String {
     if let ProgramError::LoadError { io_error, verifier_log } = error {
         let log = verifier_log.to_string();
         tracing::debug!("the verifier says: {log}");
@@ -347,7 +424,7 @@ fn explain(error: &ProgramError) -> String {
             .lines()
             .rev()
             .find(|line| {
-                let statistics = ["processed ", "verification time", "stack depth "];
+                let statistics = ["processed ", "insns processed ", "verification time", "stack depth "];
                 !line.trim().is_empty() && !statistics.iter().any(|prefix| line.starts_with(prefix))
             })
             .unwrap_or("no word from the verifier");

@@ -217,7 +217,7 @@ struct WriteSlots {
 /// One for each thread id there can be, up to the limit. `pid_max` (proc_sys_kernel(5)) is taken as it is now:
 /// who raises it while the agent runs has to restart it, which docs/kernel.md says.
 fn write_slots(kernel: &config::Kernel, proc: &Path) -> WriteSlots {
-    let ids: u32 = std::fs::read_to_string(proc.join("sys/kernel/pid_max"))
+    let ids: u32 = crate::input::read_text(&proc.join("sys/kernel/pid_max"))
         .ok()
         .and_then(|text| text.trim().parse().ok())
         .unwrap_or(u32::MAX);

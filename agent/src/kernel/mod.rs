@@ -23,6 +23,7 @@ mod object;
 mod report;
 mod rings;
 pub mod tracefs;
+mod vfs;
 mod wire;
 
 pub use cgroup_changes::{CgroupChange, CgroupChanges};
