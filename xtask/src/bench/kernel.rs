@@ -14,7 +14,7 @@ use crate::paths::{self, Profile};
 use crate::{build, host, process as child, setup};
 
 const PROBE: &str = "file_write";
-const EMIT_ALL: &str = "kernel:\n  file_write:\n    emit: all\n";
+const EMIT_ALL: &str = "kernel:\n  cost_budget: 1\n  file_write:\n    emit: all\n";
 
 /// How much is measured.
 struct Effort {
