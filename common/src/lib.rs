@@ -18,7 +18,7 @@ pub use record::{Header, RecordKind, TASK_COMM_LEN};
 
 /// Version of everything in this crate that both sides must agree on. A pin or a recording of another
 /// version is never read.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// Names of the kernel maps. The kernel keeps 15 bytes of a name.
 pub mod map_names {
@@ -32,6 +32,10 @@ pub mod map_names {
     pub const FATES: &str = "FATES";
     /// Connects under way, by socket address.
     pub const CONNECT_STARTS: &str = "CONNECT_STARTS";
+    /// The connect that ended last on each CPU, see [`crate::globals::Handled`].
+    pub const CONNECT_ENDED: &str = "CONNECT_ENDED";
+    /// The OOM kill that was recorded last on each CPU, see [`crate::globals::Handled`].
+    pub const OOM_RECORDED: &str = "OOM_RECORDED";
     /// Exact connect counters and latency histogram, by [`crate::record::CgroupKey`].
     pub const CONNECT_STATS: &str = "CONNECT_STATS";
     /// Writes under way, by thread id modulo the slots.

@@ -28,6 +28,11 @@ pub fn keep(tid: u32, start: WriteStart) {
         if claim(slot, tid) {
             (*slot).start = start;
             (*slot).owner = tid;
+            if get(&WRITE_SLOTS_SHARED) != 0 && (*slot).spilled != 0 {
+                // Of a thread that was killed, or of the set of programs that this one replaces, which ran just
+                // before for the same write and found the slot taken.
+                let _ = take_spilled(slot, tid);
+            }
             return;
         }
     }

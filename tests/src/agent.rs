@@ -37,6 +37,7 @@ pub enum Reader {
 pub struct Start {
     yaml: String,
     state_dir: Option<PathBuf>,
+    pin_dir: PathBuf,
     arguments: Vec<String>,
     reader: Reader,
     nobody: bool,
@@ -50,6 +51,7 @@ impl Start {
         Self {
             yaml: yaml.to_owned(),
             state_dir: None,
+            pin_dir: PathBuf::new(),
             arguments: Vec::new(),
             reader: Reader::Takes,
             nobody: false,
@@ -61,6 +63,13 @@ impl Start {
     #[must_use]
     pub fn state_dir(mut self, folder: &Path) -> Self {
         self.state_dir = Some(folder.to_path_buf());
+        self
+    }
+
+    /// With its pins in this folder; without, nothing is pinned.
+    #[must_use]
+    pub fn pin_dir(mut self, folder: &Path) -> Self {
+        self.pin_dir = folder.to_path_buf();
         self
     }
 
@@ -168,6 +177,7 @@ impl Start {
             command = self.nobodys(&binary);
             command.env_clear().env("PATH", "/usr/bin:/bin").stdin(Stdio::null());
         }
+        command.env("GALEN_KERNEL_PIN_DIR", &self.pin_dir);
         // Two agents on one machine have two sockets.
         command.env("GALEN_API_SOCKET", socket(&config, self.nobody, &state));
         command.args(["agent", "--config"]).arg(&config).args(&self.arguments);

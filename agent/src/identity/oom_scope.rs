@@ -4,10 +4,12 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
 use crate::event::OomScope;
 
 /// Where the functions lie that tell one kind of OOM from another.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct OomFunctions {
     memcg: Vec<(u64, u64)>,
     global: Vec<(u64, u64)>,

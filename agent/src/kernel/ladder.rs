@@ -4,9 +4,11 @@
 //! attached; what is refused is kept with the kernel's reason and the next one is tried.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use aya::Ebpf;
 use aya::maps::Array;
+use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::{BtfTracePoint, Program, ProgramError, RawTracePoint, TracePoint};
 use galen_common::accounting::Probe;
 
@@ -20,6 +22,7 @@ use super::layout::{
     WRITE_FIELDS, WRITE_NEEDS, first_missing, value_of,
 };
 use super::load::chain;
+use super::pins::PinSet;
 use super::report::ProbeInfo;
 use crate::config::{self, Variant};
 
@@ -110,6 +113,12 @@ pub(super) struct Attaching<'a> {
     pub counters: &'a mut Counters,
     /// Returns when there are rings: an event of an attached program without one would be dropped.
     pub until_rings: &'a dyn Fn(),
+    /// Where programs and attachments are pinned.
+    pub set: Option<&'a PinSet>,
+    /// The attachments that are pinned.
+    pub links: Vec<PinnedLink>,
+    /// Those that cannot be on this kernel: program, category, hook.
+    pub unpinned: Vec<(String, String, String)>,
 }
 
 /// Attaches the best rung of every enabled probe.
@@ -158,6 +167,12 @@ pub(super) const fn name(variant: Variant) -> &'static str {
         Variant::RawTp => "raw_tp",
         Variant::Tracepoint => "tracepoint",
     }
+}
+
+/// The name as it is known here of a variant that was read from a manifest.
+pub(super) fn known_name(read: &str) -> &'static str {
+    let all = [Variant::TpBtf, Variant::RawTp, Variant::Tracepoint];
+    all.into_iter().map(name).find(|name| *name == read).unwrap_or("none")
 }
 
 /// What a rung needs that this host does not have; `None` when it may be tried.
@@ -274,10 +289,18 @@ pub(super) fn attach_programs(
     programs: &[(&str, &[&str])],
     category: &str,
 ) -> Result<Vec<(String, OwnedFd)>, String> {
+    let (links_before, unpinned_before) = (host.links.len(), host.unpinned.len());
     let done = try_programs(host, programs, category);
     if done.is_err() {
+        for link in host.links.drain(links_before..) {
+            let _ = link.unpin();
+        }
+        host.unpinned.truncate(unpinned_before);
         // What is attached already would cost its calls and count for nobody.
         for (name, _) in programs {
+            if let Some(set) = host.set {
+                let _ = std::fs::remove_file(set.program(name));
+            }
             // Of one that was not loaded there is nothing to take down.
             let _ = match host.ebpf.program_mut(name) {
                 Some(Program::BtfTracePoint(program)) => program.unload(),
@@ -300,6 +323,9 @@ fn try_programs(
         let program =
             host.ebpf.program_mut(name).ok_or_else(|| format!("the object has no program `{name}`"))?;
         load(program, hooks, host.offers).map_err(|error| explain(&error))?;
+        if let Some(set) = host.set {
+            program.pin(set.program(name)).map_err(|error| chain(&error))?;
+        }
         if let Ok(fd) = program.fd()
             && let Ok(fd) = fd.as_fd().try_clone_to_owned()
         {
@@ -310,7 +336,14 @@ fn try_programs(
     for (name, hooks) in programs {
         let Some(program) = host.ebpf.program_mut(name) else { continue };
         for hook in *hooks {
-            attach_to(program, hook, category).map_err(|error| explain(&error))?;
+            let path = host.set.map(|set| set.link(name, hook));
+            match attach_to(program, hook, category, path.as_deref())? {
+                Attached::Pinned(link) => host.links.push(link),
+                Attached::Unpinned if path.is_some() => {
+                    host.unpinned.push(((*name).to_owned(), category.to_owned(), (*hook).to_owned()));
+                }
+                Attached::Unpinned => {}
+            }
         }
     }
     Ok(loaded)
@@ -329,13 +362,63 @@ fn load(program: &mut Program, hooks: &[&str], offers: &Offers) -> Result<(), Pr
     }
 }
 
-fn attach_to(program: &mut Program, hook: &str, category: &str) -> Result<(), ProgramError> {
-    match program {
-        Program::BtfTracePoint(program) => program.attach().map(|_| ()),
-        Program::RawTracePoint(program) => program.attach(hook).map(|_| ()),
-        Program::TracePoint(program) => program.attach(category, hook).map(|_| ()),
-        _ => Err(ProgramError::UnexpectedProgramType),
-    }
+/// An attachment that is made.
+enum Attached {
+    Pinned(PinnedLink),
+    Unpinned,
+}
+
+/// Attaches, and pins the attachment at `path` where this kernel can: classic tracepoints take Linux 5.15.
+fn attach_to(
+    program: &mut Program,
+    hook: &str,
+    category: &str,
+    path: Option<&Path>,
+) -> Result<Attached, String> {
+    let refused = |error: ProgramError| explain(&error);
+    let link = match program {
+        Program::BtfTracePoint(program) => {
+            let id = program.attach().map_err(refused)?;
+            if path.is_none() {
+                return Ok(Attached::Unpinned);
+            }
+            FdLink::from(program.take_link(id).map_err(refused)?)
+        }
+        Program::RawTracePoint(program) => {
+            let id = program.attach(hook).map_err(refused)?;
+            if path.is_none() {
+                return Ok(Attached::Unpinned);
+            }
+            FdLink::from(program.take_link(id).map_err(refused)?)
+        }
+        Program::TracePoint(program) => {
+            let id = program.attach(category, hook).map_err(refused)?;
+            if path.is_none() {
+                return Ok(Attached::Unpinned);
+            }
+            match FdLink::try_from(program.take_link(id).map_err(refused)?) {
+                Ok(link) => link,
+                Err(_) => {
+                    // Taking it has detached it.
+                    program.attach(category, hook).map_err(refused)?;
+                    return Ok(Attached::Unpinned);
+                }
+            }
+        }
+        _ => return Err(refused(ProgramError::UnexpectedProgramType)),
+    };
+    let Some(path) = path else { return Ok(Attached::Unpinned) };
+    link.pin(path).map(Attached::Pinned).map_err(|error| chain(&error))
+}
+
+/// Attaches a pinned program to a classic tracepoint, on kernels where no pin holds that.
+///
+/// # Errors
+/// The kernel's reason.
+pub(super) fn attach_again(program: &Path, category: &str, hook: &str) -> Result<TracePoint, String> {
+    let mut program = TracePoint::from_pin(program).map_err(|error| chain(&error))?;
+    program.attach(category, hook).map_err(|error| chain(&error))?;
+    Ok(program)
 }
 
 /// The kernel's reason in one line: of a verifier's log, the last words.

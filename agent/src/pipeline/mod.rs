@@ -11,6 +11,7 @@ mod drain;
 mod enrich;
 mod fates;
 mod hierarchy;
+mod loaded;
 mod losses;
 mod outlet;
 mod prepare;

@@ -8,19 +8,19 @@ use tokio::sync::oneshot;
 
 use super::book::Book;
 use super::clock::{monotonic, slept_ns};
-use super::start::{LoadedCore, StartError, lock_state_dir, start_core, start_policies};
+use super::loaded::{LoadedCore, start_core};
+use super::start::{StartError, lock_state_dir, start_policies};
 use crate::config::Config;
 use crate::healing::policy::{PolicySet, Spec};
 use crate::identity::{Cgroups, OomFunctions, Processes};
 use crate::incidents::KernelLog;
 use crate::kernel::cgroups::Hierarchies;
+use crate::kernel::{Notes, Programs};
 use crate::privilege::capabilities::{self, BPF, Capabilities, DAC_READ_SEARCH, NET_BIND_SERVICE};
 use crate::privilege::links::Links;
 use crate::privilege::{self, Plan};
 use crate::server::LocalSocket;
 
-/// Where pins of the kernel side live.
-const PIN_DIR: &str = "/sys/fs/bpf/galen";
 /// What the C library's resolver and the reading of root certificates open. The files in `/etc` are replaced
 /// by renaming, and a rule for a file does not hold for its successor, so the folder is named.
 const FOR_NAMES: [&str; 7] = [
@@ -36,6 +36,8 @@ const FOR_NAMES: [&str; 7] = [
 /// An agent that observes already and has no tasks yet.
 pub struct Prepared {
     pub(super) lock: Option<File>,
+    /// For the next start.
+    pub(super) notes: Option<Notes>,
     pub(super) loaded: LoadedCore,
     pub(super) book: Arc<Book>,
     pub(super) hierarchies: Hierarchies,
@@ -80,15 +82,18 @@ pub fn prepare(config: &Config, config_file: Option<&Path>) -> Result<Prepared, 
     for lack in &confinement.lacks {
         tracing::warn!("privileges: {lack}");
     }
+    let mut kept = std::mem::take(&mut loaded.kept);
+    let notes = kept.notes.take();
     let book = Arc::new(Book::new(
         loaded.counters.take(),
-        std::mem::take(&mut loaded.kept),
+        kept,
         Arc::clone(&loaded.report),
         (cgroups, processes),
         monotonic(),
     ));
     Ok(Prepared {
         lock,
+        notes,
         loaded,
         book,
         hierarchies,
@@ -129,8 +134,13 @@ fn plan(config: &Config, config_file: Option<&Path>, policies: &PolicySet, loade
     Plan {
         keep,
         read: readable(config, config_file, policies),
-        write: vec![config.state_dir.clone(), PIN_DIR.into()],
+        write: vec![config.state_dir.clone()],
         remove: config.api.socket.parent().map(Path::to_path_buf).into_iter().collect(),
+        remove_all: loaded
+            .programs
+            .as_ref()
+            .is_some_and(Programs::are_pinned)
+            .then(|| config.kernel.pin_dir.clone()),
         ports: vec![config.listen.port()],
         programs: !config.healing.exec_allow.is_empty(),
     }
@@ -188,6 +198,12 @@ fn read_oom_functions(
     functions: &Arc<OnceLock<OomFunctions>>,
 ) -> Result<oneshot::Receiver<()>, StartError> {
     let (done, read) = oneshot::channel();
+    let noted = Notes::left_in(&config.kernel.pin_dir);
+    if let Some(found) = noted.and_then(|text| serde_json::from_slice(&text).ok()) {
+        let _ = functions.set(found);
+        let _ = done.send(());
+        return Ok(read);
+    }
     let opened = OomFunctions::open(&config.host.proc);
     let path = config.host.proc.join("kallsyms");
     let (functions, drop_all) = (Arc::clone(functions), config.privileges.drop);

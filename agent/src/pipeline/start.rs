@@ -16,17 +16,17 @@ use super::book::{Book, lock};
 use super::drain::Drain;
 use super::enrich::Enricher;
 use super::hierarchy::Hierarchy;
+use super::loaded::{blind_to, readiness_of};
 use super::outlet::{Outlet, Parts};
 use super::prepare::Prepared;
-use crate::config::{self, Config, Mode, Output};
-use crate::event::{Event, FaultSignal, HealthState, Probe, WallTime};
+use crate::config::{Config, Mode, Output};
+use crate::event::{Event, FaultSignal, WallTime};
 use crate::healing::audit::Audit;
 use crate::healing::policy::PolicySet;
 use crate::healing::{Ends, Healer, HealerClient};
 use crate::identity::cri::{self, Cri};
 use crate::incidents::{self, Incidents};
-use crate::kernel::cgroups::Hierarchies;
-use crate::kernel::{Core, Report, host};
+use crate::kernel::Programs;
 use crate::server::{Api, LocalSocket, Readiness, Server, State};
 use crate::sink::history::History;
 use crate::sink::metrics::Counters;
@@ -71,6 +71,8 @@ pub struct Options {
     pub reload_requests: mpsc::Receiver<()>,
     /// Ends the agent.
     pub shutdown: CancellationToken,
+    /// Told besides to leave nothing pinned.
+    pub unpin: CancellationToken,
 }
 
 /// Runs a prepared agent until it is told to end.
@@ -78,17 +80,29 @@ pub struct Options {
 /// # Errors
 /// [`StartError::Thread`].
 pub async fn run(options: Options, mut prepared: Prepared) -> Result<(), StartError> {
-    let Options { config, reload, reload_requests, shutdown } = options;
+    let Options { config, reload, reload_requests, shutdown, unpin } = options;
     let _lock = prepared.lock.take();
     let outputs = open_outputs(&config)?;
-    // Programs stay attached as long as this lives.
-    let _programs = prepared.loaded.programs.take();
+    // Programs stay attached as long as this lives, and those that are pinned longer.
+    let mut programs = prepared.loaded.programs.take();
     let incidents = start_incidents(&config, &mut prepared, &outputs.counters)?;
     let running = spawn_parts(&config, outputs, incidents, prepared, (reload, reload_requests), &shutdown);
     shutdown.cancelled().await;
     tracing::info!("ending");
     end_in_order(running).await;
+    if let Some(programs) = programs.as_mut().filter(|programs| programs.are_pinned()) {
+        leave_pins(programs, unpin.is_cancelled());
+    }
     Ok(())
+}
+
+fn leave_pins(programs: &mut Programs, unpin: bool) {
+    if unpin {
+        programs.unpin();
+        tracing::info!("nothing stays pinned, as the agent was ended by an interrupt");
+    } else {
+        tracing::info!("the kernel programs stay and count on; `galen agent --unpin` removes them");
+    }
 }
 
 /// Where everything goes that leaves the agent.
@@ -145,8 +159,18 @@ fn spawn_parts(
     shutdown: &CancellationToken,
 ) -> Running {
     let Outputs { node, history, counters, stdout, audit } = outputs;
-    let Prepared { loaded, book, hierarchies, policies, links, oom_functions, symbols, socket, .. } =
-        prepared;
+    let Prepared {
+        mut notes,
+        loaded,
+        book,
+        hierarchies,
+        policies,
+        links,
+        oom_functions,
+        symbols,
+        socket,
+        ..
+    } = prepared;
     let printer = stdout.as_ref().map(Stdout::printer);
     let (readiness, readiness_shown) = watch::channel(Readiness {
         ready: false,
@@ -178,7 +202,12 @@ fn spawn_parts(
         notify,
         hierarchy: Hierarchy::new(hierarchies, loaded.cgroup_changes),
         book: Arc::clone(&book),
-        enricher: Enricher::new(Arc::clone(&node), config.host.proc.clone(), links, oom_functions),
+        enricher: Enricher::new(
+            Arc::clone(&node),
+            config.host.proc.clone(),
+            links,
+            Arc::clone(&oom_functions),
+        ),
         outlet: Outlet::new(parts, config, blind, WallTime::now()),
         incidents,
         healing,
@@ -225,7 +254,12 @@ fn spawn_parts(
     tasks.spawn(listen(config.listen, api, shutdown.clone()));
     tasks.spawn(async move {
         // Until then the scope of an OOM kill is unknown. What went wrong with it is said there.
-        let _ = symbols.await;
+        if symbols.await.is_ok()
+            && let (Some(notes), Some(functions)) = (&mut notes, oom_functions.get())
+            && let Ok(text) = serde_json::to_vec(functions)
+        {
+            notes.leave(&text);
+        }
         readiness.send_replace(ready);
     });
     let reloading =
@@ -276,117 +310,6 @@ fn follow_runtime(config: &Config, book: Arc<Book>) -> impl Future<Output = ()> 
         wanted: lock(&book.cgroups).wanted(),
     };
     cri.follow(move |names| lock(&book.cgroups).set_names(names))
-}
-
-/// The parts of a core, or why there is none.
-pub(super) struct LoadedCore {
-    cgroup_changes: Option<crate::kernel::CgroupChanges>,
-    rings: Option<(crate::kernel::Rings, crate::kernel::OomRing)>,
-    diagnostics: Option<crate::kernel::Diagnostics>,
-    pub(super) counters: Option<(crate::kernel::Counters, u64)>,
-    pub(super) kept: crate::kernel::Kept,
-    pub(super) report: Report,
-    failure: Option<String>,
-    /// Why nothing can be kept in the state folder.
-    pub(super) unkept: Option<String>,
-    programs: Option<crate::kernel::Programs>,
-}
-
-impl LoadedCore {
-    pub(super) fn split(core: Result<Core, String>) -> Self {
-        match core {
-            Ok(core) => Self {
-                cgroup_changes: Some(core.cgroup_changes),
-                rings: Some((core.rings, core.oom_ring)),
-                diagnostics: Some(core.diagnostics),
-                counters: Some((core.counters, core.shards)),
-                kept: core.kept,
-                report: core.report,
-                failure: None,
-                unkept: None,
-                programs: Some(core.programs),
-            },
-            Err(failure) => Self {
-                cgroup_changes: None,
-                rings: None,
-                diagnostics: None,
-                counters: None,
-                kept: crate::kernel::Kept::default(),
-                report: Arc::default(),
-                unkept: None,
-                failure: Some(failure),
-                programs: None,
-            },
-        }
-    }
-}
-
-pub(super) fn start_core(config: &Config, hierarchies: &Hierarchies) -> Result<Core, String> {
-    match Core::start(&config.kernel, &config.host, hierarchies) {
-        Ok(core) => {
-            for probe in core.report.iter() {
-                let name = probe.probe.name();
-                if probe.variant == "none" {
-                    tracing::error!("probe {name}: not attached: {}", probe.refused.join("; "));
-                } else if probe.refused.is_empty() {
-                    tracing::info!("probe {name}: {} on {}", probe.variant, probe.hook);
-                } else {
-                    let refused = probe.refused.join("; ");
-                    tracing::info!("probe {name}: {} on {}, after {refused}", probe.variant, probe.hook);
-                }
-            }
-            // Maps can be made with CAP_BPF alone; of the programs the kernel only says EPERM.
-            if core.report.iter().all(|probe| probe.variant == "none") && !host::may_load() {
-                let failure = format!("the kernel refuses Galen's programs; {}", host::privilege_hint());
-                tracing::error!("nothing is observed: {failure}");
-                return Err(failure);
-            }
-            if core.cgroup_changes.variant == "none" {
-                let refused = core.cgroup_changes.refused.join("; ");
-                tracing::warn!("new cgroups are not told, and named at their first event: {refused}");
-            }
-            Ok(core)
-        }
-        Err(error) => {
-            tracing::error!("nothing is observed: {error}");
-            Err(error.to_string())
-        }
-    }
-}
-
-fn readiness_of(report: &Report, failure: Option<&str>) -> Readiness {
-    if let Some(failure) = failure {
-        return Readiness { ready: false, reasons: vec![failure.to_owned()] };
-    }
-    let reasons = report
-        .iter()
-        .filter(|probe| probe.variant == "none")
-        .map(|probe| format!("{}: {}", probe.probe.name(), probe.refused.join("; ")))
-        .collect();
-    Readiness { ready: true, reasons }
-}
-
-/// What the agent cannot see although it should, and what that makes of the node's health.
-fn blind_to(loaded: &LoadedCore, kernel: &config::Kernel) -> Option<(HealthState, String)> {
-    if let Some(failure) = &loaded.failure {
-        return Some((HealthState::Unknown, format!("nothing is observed: {failure}")));
-    }
-    if loaded.report.iter().all(|probe| probe.variant == "none") {
-        return Some((HealthState::Unknown, "nothing is observed: no probe is attached".to_owned()));
-    }
-    let wanted = |probe: Probe| match probe {
-        Probe::TcpConnect => kernel.tcp_connect.enabled,
-        Probe::FileWrite => kernel.file_write.enabled,
-        Probe::OomKill => kernel.oom_kill.enabled,
-    };
-    let missing: Vec<_> = loaded
-        .report
-        .iter()
-        .filter(|info| info.variant == "none" && wanted(info.probe))
-        .map(|info| format!("{} is not observed: {}", info.probe.name(), info.refused.join("; ")))
-        .chain(loaded.unkept.clone())
-        .collect();
-    (!missing.is_empty()).then(|| (HealthState::Degraded, missing.join("; ")))
 }
 
 async fn serve_locally(socket: LocalSocket, api: Api) {

@@ -19,6 +19,7 @@ mod kernels;
 mod lifecycle;
 mod oom_kill;
 mod output;
+mod pins;
 mod privilege;
 mod reload;
 mod signals;
