@@ -160,3 +160,53 @@ fn own_settings(
 fn nanos(span: config::Span) -> u64 {
     u64::try_from(span.0.as_nanos()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use galen_common::accounting::FATES;
+    use galen_common::file_write::{TouchedFileKey, WriteErrorKey, WriteSlot, WriteStart, WriteStats};
+    use galen_common::globals::{Handled, Runtime};
+    use galen_common::record::CgroupKey;
+    use galen_common::tcp_connect::{ConnectStart, ConnectStats};
+
+    use super::*;
+
+    /// What another version has pinned is read as what this one means.
+    #[test]
+    fn what_is_pinned_has_the_layout_of_its_version() {
+        let sizes = [
+            size_of::<ConnectStart>(),
+            size_of::<ConnectStats>(),
+            size_of::<WriteStart>(),
+            size_of::<WriteSlot>(),
+            size_of::<WriteStats>(),
+            size_of::<WriteErrorKey>(),
+            size_of::<TouchedFileKey>(),
+            size_of::<CgroupKey>(),
+            size_of::<Handled>(),
+            size_of::<Runtime>(),
+            FATES as usize,
+        ];
+        let known = (3, [48, 2288, 40, 64, 2152, 16, 24, 16, 16, 16, 9]);
+        assert_eq!((LAYOUT_VERSION, sizes), known, "another layout takes another LAYOUT_VERSION");
+    }
+
+    #[test]
+    fn what_the_maps_hold_and_what_the_programs_do_have_keys_of_their_own() {
+        let (host, hierarchies) = (config::Host::default(), Hierarchies::default());
+        let kernel = config::Kernel::default();
+        let of = |kernel: &config::Kernel| {
+            let shape = Shape::new(kernel, &host, &hierarchies);
+            (shape.maps_key, shape.programs_key)
+        };
+        let (maps, programs) = of(&kernel);
+        assert_eq!(of(&kernel), (maps, programs), "the same again");
+        let mut slower = kernel.clone();
+        slower.file_write.slow = config::Span::millis(7);
+        assert_eq!(of(&slower).0, maps);
+        assert_ne!(of(&slower).1, programs);
+        let mut larger = kernel.clone();
+        larger.cgroups_max += 1;
+        assert_ne!(of(&larger).0, maps);
+    }
+}

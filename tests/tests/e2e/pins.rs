@@ -43,6 +43,18 @@ impl Place {
     }
 }
 
+/// A configuration under which writes are counted between two agents: before Linux 5.15 no pin holds a classic
+/// tracepoint.
+fn counting_on() -> Result<&'static str> {
+    let place = Place::new()?;
+    place.agent("")?.stop()?;
+    let set = place.pins.path().join("1");
+    let mut pins =
+        fs::read_dir(&set)?.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let is_held = pins.any(|pin| pin.starts_with("link_file_write"));
+    Ok(if is_held { "" } else { "kernel: { variant: tp_btf }\n" })
+}
+
 /// What the kernel holds beyond what it did.
 fn beyond(before: &[BTreeSet<u32>; 3]) -> Result<[BTreeSet<u32>; 3]> {
     let mut now = objects()?;
@@ -60,7 +72,11 @@ fn objects() -> Result<[BTreeSet<u32>; 3]> {
 fn nothing_is_left(before: &[BTreeSet<u32>; 3]) -> Result<()> {
     eventually(SOON, "programs, maps and attachments to be gone", || {
         let left = beyond(before)?;
-        Ok(if left.iter().all(BTreeSet::is_empty) { Look::Done(()) } else { Look::NotYet(format!("{left:?}")) })
+        Ok(if left.iter().all(BTreeSet::is_empty) {
+            Look::Done(())
+        } else {
+            Look::NotYet(format!("{left:?}"))
+        })
     })
 }
 
@@ -78,12 +94,13 @@ fn path(folder: &Path, name: &str) -> Result<String> {
 
 #[test]
 fn what_happens_while_no_agent_runs_is_counted_and_told() -> Result<()> {
+    let yaml = counting_on()?;
     let place = Place::new()?;
     let before = objects()?;
     let (cgroup, folder) = (Cgroup::new("gap")?, TempDir::with_prefix("galen-test-")?);
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let to = listener.local_addr()?.to_string();
-    let mut agent = place.agent("")?;
+    let mut agent = place.agent(yaml)?;
     Load::run(&cgroup, &["write-one", &path(folder.path(), "first")?, "5"])?;
     Load::run(&cgroup, &["try-connect", &to, "2"])?;
     writes(&agent, &cgroup, 1)?;
@@ -99,7 +116,7 @@ fn what_happens_while_no_agent_runs_is_counted_and_told() -> Result<()> {
         let file = path(folder.path(), &format!("round {round}"))?;
         Load::run(&cgroup, &["write-one", &file, "5"])?;
         Load::run(&cgroup, &["try-connect", &to, "3"])?;
-        agent = place.agent("")?;
+        agent = place.agent(yaml)?;
         agent.log("nothing had to be loaded")?;
         writes(&agent, &cgroup, 1 + round)?;
         connects(&agent, &cgroup, 2 + 3 * round)?;
@@ -134,8 +151,11 @@ fn an_upgrade_in_a_flood_counts_everything_once() -> Result<()> {
     let place = Place::new()?;
     let (cgroup, folder) = (Cgroup::new("upgrade")?, TempDir::with_prefix("galen-test-")?);
     // Threads share places, so that some writes are kept beside.
+    let variant = if counting_on()?.is_empty() { "auto" } else { "tp_btf" };
     let yaml = |slow: u32| {
-        format!("kernel: {{ file_write: {{ slow: {slow}ms, slots_max: 64 }}, tcp_connect: {{ slow: {slow}ms }} }}\n")
+        format!(
+            "kernel: {{ variant: {variant}, file_write: {{ slow: {slow}ms, slots_max: 64 }}, tcp_connect: {{ slow: {slow}ms }} }}\n"
+        )
     };
     let mut agent = place.agent(&yaml(500))?;
     let target = folder.path().display().to_string();
@@ -159,7 +179,10 @@ fn an_upgrade_in_a_flood_counts_everything_once() -> Result<()> {
     settles(&agent)?;
     let metrics = agent.metrics()?;
     ensure!(metrics.sum("galen_events_uncounted_total", &[]) == 0.0, "writes found no room");
-    ensure!(metrics.sum("galen_events_start_unknown_total", &[("probe", "tcp_connect")]) < 50.0, "starts were lost");
+    ensure!(
+        metrics.sum("galen_events_start_unknown_total", &[("probe", "tcp_connect")]) < 50.0,
+        "starts were lost"
+    );
     Ok(())
 }
 
@@ -225,7 +248,10 @@ fn another_shape_of_the_maps_begins_anew_and_says_so() -> Result<()> {
     agent.stop()?;
     // Another agent's counters are not continued either.
     let state = TempDir::with_prefix("galen-test-")?;
-    let mut other = Start::with("kernel: { cgroups_max: 64 }\n").state_dir(state.path()).pin_dir(place.pins.path()).start()?;
+    let mut other = Start::with("kernel: { cgroups_max: 64 }\n")
+        .state_dir(state.path())
+        .pin_dir(place.pins.path())
+        .start()?;
     other.wait_ready()?;
     other.log("the state folder")?;
     Load::run(&cgroup, &["write-one", &path(folder.path(), "c")?, "5"])?;

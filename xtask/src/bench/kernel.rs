@@ -28,8 +28,16 @@ struct Effort {
     writes: u64,
 }
 
-const FULL: Effort = Effort { rounds: 7, kills: 100, idle: Duration::from_secs(20), ring_s: 3, starts: 200, writes: 10_000_000 };
-const QUICK: Effort = Effort { rounds: 3, kills: 20, idle: Duration::from_secs(6), ring_s: 1, starts: 20, writes: 2_000_000 };
+const FULL: Effort = Effort {
+    rounds: 7,
+    kills: 100,
+    idle: Duration::from_secs(20),
+    ring_s: 3,
+    starts: 200,
+    writes: 10_000_000,
+};
+const QUICK: Effort =
+    Effort { rounds: 3, kills: 20, idle: Duration::from_secs(6), ring_s: 1, starts: 20, writes: 2_000_000 };
 
 pub(super) fn run(quick: bool) -> Result<Vec<Row>> {
     if !child::is_root() {

@@ -55,7 +55,11 @@ pub(super) fn exactness_row(writes: u64) -> Result<Option<Row>> {
     }
     for restart in 0..RESTARTS {
         thread::sleep(Duration::from_secs(1));
-        if restart == 1 { agent.crash()? } else { agent.end()? }
+        if restart == 1 {
+            agent.crash()?
+        } else {
+            agent.end()?
+        }
         thread::sleep(Duration::from_millis(200));
         agent = Agent::start(options)?;
     }
