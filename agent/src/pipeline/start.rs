@@ -3,7 +3,7 @@
 use std::fs::{File, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use serde_json::{Map, Value};
@@ -24,9 +24,10 @@ use crate::event::{Event, FaultSignal, WallTime};
 use crate::healing::audit::Audit;
 use crate::healing::policy::PolicySet;
 use crate::healing::{Ends, Healer, HealerClient};
+use crate::identity::OomFunctions;
 use crate::identity::cri::{self, Cri};
 use crate::incidents::{self, Incidents};
-use crate::kernel::Programs;
+use crate::kernel::{Notes, Programs};
 use crate::server::{Api, LocalSocket, Readiness, Server, State};
 use crate::sink::history::History;
 use crate::sink::metrics::Counters;
@@ -154,23 +155,14 @@ fn spawn_parts(
     config: &Config,
     outputs: Outputs,
     (incidents, incidents_ended): (Incidents, oneshot::Receiver<()>),
-    prepared: Prepared,
+    mut prepared: Prepared,
     (reload, reload_requests): (Reload, mpsc::Receiver<()>),
     shutdown: &CancellationToken,
 ) -> Running {
     let Outputs { node, history, counters, stdout, audit } = outputs;
-    let Prepared {
-        mut notes,
-        loaded,
-        book,
-        hierarchies,
-        policies,
-        links,
-        oom_functions,
-        symbols,
-        socket,
-        ..
-    } = prepared;
+    let notes = prepared.notes.take();
+    let Prepared { loaded, book, hierarchies, policies, links, oom_functions, symbols, socket, .. } =
+        prepared;
     let printer = stdout.as_ref().map(Stdout::printer);
     let (readiness, readiness_shown) = watch::channel(Readiness {
         ready: false,
@@ -252,21 +244,30 @@ fn spawn_parts(
         tasks.spawn(serve_locally(socket, api.clone()));
     }
     tasks.spawn(listen(config.listen, api, shutdown.clone()));
-    tasks.spawn(async move {
-        // Until then the scope of an OOM kill is unknown. What went wrong with it is said there.
-        if symbols.await.is_ok()
-            && let (Some(notes), Some(functions)) = (&mut notes, oom_functions.get())
-            && let Ok(text) = serde_json::to_vec(functions)
-        {
-            notes.leave(&text);
-        }
-        readiness.send_replace(ready);
-    });
+    tasks.spawn(become_ready(readiness, ready, symbols, oom_functions, notes));
     let reloading =
         Reloading { reload, rules, healer: healer.client(), healing_mode, started: config.clone() };
     tasks.spawn(healer.join());
     tasks.spawn(follow_reloads(reloading, reload_requests, shutdown.clone()));
     Running { tasks, drain_end, drained, stdout, incidents_ended }
+}
+
+/// Waits for the addresses of kernel functions, and notes them for the next start: until then the scope of an
+/// OOM kill is unknown. What went wrong with it is said there.
+async fn become_ready(
+    readiness: watch::Sender<Readiness>,
+    ready: Readiness,
+    symbols: oneshot::Receiver<()>,
+    oom_functions: Arc<OnceLock<OomFunctions>>,
+    notes: Option<Notes>,
+) {
+    if symbols.await.is_ok()
+        && let (Some(mut notes), Some(functions)) = (notes, oom_functions.get())
+        && let Ok(text) = serde_json::to_vec(functions)
+    {
+        notes.leave(&text);
+    }
+    readiness.send_replace(ready);
 }
 
 /// Ends what runs, each part by a deadline, and says what is still to be said.
