@@ -7,6 +7,7 @@
 
 pub mod accounting;
 pub mod cgroup;
+pub mod cost;
 pub mod file_write;
 pub mod globals;
 pub mod histogram;
@@ -52,6 +53,10 @@ pub mod map_names {
     pub const OOM_KILLS_LOST: &str = "OOM_KILLS_LOST";
     /// Files already reported as touched, by cgroup, device and inode.
     pub const TOUCHED_FILES: &str = "TOUCHED_FILES";
+    /// Per-CPU costs of the programs, by [`crate::cost::Part`].
+    pub const COSTS: &str = "COSTS";
+    /// Which records are made, by lane, see [`crate::cost::sampling`].
+    pub const SAMPLING: &str = "SAMPLING";
     /// What each agent process says of itself, see [`crate::globals::Runtime`].
     pub const RUNTIME: &str = "RUNTIME";
     /// The ring of cgroups that were made, removed or renamed, apart so that whoever may make cgroups cannot

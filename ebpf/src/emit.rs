@@ -6,8 +6,10 @@ use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEU
 use aya_ebpf::btf_maps::{PerCpuArray, RingBuf};
 use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ringbuf_query};
 use galen_common::accounting::{Fate, Probe};
+use galen_common::cost::Part;
 use galen_common::globals::{FAILURE_RING_BYTES, Handled, SAME_EVENT_NS};
 
+use crate::cost;
 use crate::maps::{EVENT_RINGS, FAILURE_RING, FATES, OOM_RING};
 use crate::settings::{RINGS, WAKE_BYTES, get};
 
@@ -75,6 +77,11 @@ pub enum Lane {
 /// `fill` writes the whole record; it gets memory that is not initialised.
 #[inline(always)]
 pub fn emit<T: 'static>(probe: Probe, lane: Lane, fill: impl FnOnce(*mut T)) {
+    if let Some(fate) = cost::left_out(lane) {
+        count(probe, fate);
+        return;
+    }
+    let began = cost::begin();
     match lane {
         Lane::Failures => put(probe, &FAILURE_RING, u64::from(FAILURE_RING_BYTES / 4), fill),
         Lane::Cpu => {
@@ -87,6 +94,7 @@ pub fn emit<T: 'static>(probe: Probe, lane: Lane, fill: impl FnOnce(*mut T)) {
             }
         }
     }
+    cost::end(Part::Records, began);
 }
 
 /// Puts a record into a ring that wakes the agent at `mark` unread bytes, or counts that it is full.

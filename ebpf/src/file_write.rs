@@ -3,14 +3,13 @@
 //! Which file it is, is found on entry, as another thread may close the descriptor while the call runs.
 //! Between entry and exit a write is kept by its thread, see [`crate::write_starts`].
 
-use core::mem::MaybeUninit;
-
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, generated::bpf_probe_read_kernel_str};
 use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint, tracepoint};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext, TracePointContext};
 use galen_common::accounting::{Fate, Probe as Subject};
+use galen_common::cost::Part;
 use galen_common::file_write::{
     FileWritePathRecord, FileWriteRecord, NAME_BYTES, PATH_BYTES, PATH_DEPTH, Reason, TouchedFileKey,
     WriteErrorKey, WriteStart, WriteStats,
@@ -19,6 +18,7 @@ use galen_common::globals::{Runtime, emit as emit_rule};
 use galen_common::histogram::{BUCKETS, bucket_of};
 use galen_common::record::RecordKind;
 
+use crate::cost;
 use crate::emit::{Lane, add, count, emit};
 use crate::maps::{RUNTIME, TOUCHED_FILES, WRITE_ERRORS, WRITE_STATS};
 use crate::read::{Direct, Probe, Reader};
@@ -113,6 +113,13 @@ fn is_write(call: u64) -> bool {
 
 #[inline(always)]
 fn enter<R: Current>(fd: i32) {
+    let began = cost::begin();
+    keep::<R>(fd);
+    cost::end(Part::FileWrite, began);
+}
+
+#[inline(always)]
+fn keep<R: Current>(fd: i32) {
     let tid = bpf_get_current_pid_tgid() as u32;
     let task = R::current();
     // SAFETY: R can follow its own task, and the offsets are this kernel's.
@@ -206,6 +213,13 @@ fn exit<R: Current>(ctx: &impl EbpfContext, returned: i64) {
     if ERESTART.contains(&returned) {
         return;
     }
+    let began = cost::begin();
+    account::<R>(ctx, &start, returned);
+    cost::end(Part::FileWrite, began);
+}
+
+#[inline(always)]
+fn account<R: Current>(ctx: &impl EbpfContext, start: &WriteStart, returned: i64) {
     // SAFETY: the helper has no conditions.
     let now = unsafe { bpf_ktime_get_ns() };
     let latency_ns = now.saturating_sub(start.time_mono_ns);
@@ -229,22 +243,14 @@ fn exit<R: Current>(ctx: &impl EbpfContext, returned: i64) {
             }
         }
     }
-    report(&start, now, latency_ns, cgroup_id, returned);
+    report(start, now, latency_ns, cgroup_id, returned);
 }
 
 #[inline(never)]
 fn count_error(cgroup_id: u64, returned: i64) {
     let key = WriteErrorKey { cgroup_id, errno: (-returned) as u32, reserved: 0 };
     if WRITE_ERRORS.get_ptr_mut(&key).is_none() {
-        // On the stack, and volatile to stay there: a constant zero is folded into a setting whose default is
-        // zero, and counting would begin at what the agent decided for that.
-        let mut zero = MaybeUninit::<u64>::uninit();
-        // SAFETY: the pointer is that of a local, which is initialized from here on.
-        let zero = unsafe {
-            zero.as_mut_ptr().write_volatile(0);
-            zero.assume_init_ref()
-        };
-        let _ = WRITE_ERRORS.insert(&key, zero, u64::from(BPF_NOEXIST));
+        stats::insert_zero(&WRITE_ERRORS, &key);
     }
     // When the map is full, the cgroup's own `errors` still has it, and user space shows the difference
     // as errors of other kinds.

@@ -1,8 +1,8 @@
 //! The kernel side of Galen.
 //!
 //! A file for each subject ([`tcp_connect`], [`file_write`], [`oom_kill`], and [`cgroup`] for their names),
-//! each with one program for each kind of hook; the agent loads the best that the kernel grants. [`maps`] has all maps, [`emit`] the one
-//! way into a ring, [`task`] whose event it is, [`settings`] what the agent decided before loading.
+//! each with one program for each kind of hook; the agent loads the best that the kernel grants. [`maps`] has all
+//! maps, [`emit`] the one way into a ring, [`cost`] what all this costs, [`task`] whose event it is, [`settings`] what the agent decided before loading.
 //!
 //! Invariant: every event is counted exactly once under its fate, and in the statistics of one cgroup,
 //! whether or not a record of it reaches user space.
@@ -12,6 +12,7 @@
 #![feature(asm_experimental_arch)]
 
 mod cgroup;
+mod cost;
 mod emit;
 mod file_write;
 mod handshake;

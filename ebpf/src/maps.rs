@@ -4,6 +4,7 @@ use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, R
 use aya_ebpf::macros::btf_map;
 use galen_common::accounting::{FATES as FATE_COUNT, Probe};
 use galen_common::cgroup::change_counts;
+use galen_common::cost::{Measured, Part, sampling};
 use galen_common::file_write::{
     TouchedFileKey, WRITE_SLOTS_MAX, WRITE_STARTS_SPILLED_MAX, WriteErrorKey, WriteSlot, WriteStart,
     WriteStats,
@@ -75,6 +76,14 @@ pub static RUNTIME: Array<Runtime, 1> = Array::new();
 /// By cgroup key.
 #[btf_map]
 pub static OOM_KILLS_LOST: HashMap<u64, u64, 64> = HashMap::new();
+
+/// By [`Part`].
+#[btf_map]
+pub static COSTS: PerCpuArray<Measured, { Part::ALL.len() }> = PerCpuArray::new();
+
+/// By lane, see [`sampling`].
+#[btf_map]
+pub static SAMPLING: Array<u32, { sampling::LANES as usize }> = Array::new();
 
 /// Cgroups that were made, removed or renamed.
 #[btf_map]

@@ -5,7 +5,6 @@
 //! and leaves what it found for the classic one ("mark"), which makes the record.
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::{bpf_get_stack, bpf_ktime_get_ns, generated::bpf_probe_read_kernel_str};
 use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint, tracepoint};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext, TracePointContext};
@@ -17,6 +16,7 @@ use crate::emit::{add, count, emit_urgent, is_handled, note_handled};
 use crate::maps::{OOM_KILLS_LOST, OOM_MARKED, OOM_PAIRING, OOM_RECORDED, OOM_VICTIM};
 use crate::read::{Direct, Probe, Reader};
 use crate::settings::{self, has};
+use crate::stats;
 use crate::task::{TaskIds, cgroup_id_of, header};
 
 /// Who the victim is.
@@ -228,11 +228,7 @@ fn record(ctx: *mut core::ffi::c_void, victim: &VictimIdentity, memory: Memory) 
 #[inline(always)]
 fn count_lost(cgroup_id: u64) {
     if OOM_KILLS_LOST.get_ptr_mut(&cgroup_id).is_none() {
-        // On the stack: the address of a literal (`&0`) is one into `.rodata`, where linking puts literals
-        // together, and 3 was read there in its stead.
-        let none = 0;
-        // Another CPU may have made it since: NOEXIST keeps what it counted.
-        let _ = OOM_KILLS_LOST.insert(&cgroup_id, &none, u64::from(BPF_NOEXIST));
+        stats::insert_zero(&OOM_KILLS_LOST, &cgroup_id);
     }
     if let Some(lost) = OOM_KILLS_LOST.get_ptr_mut(&cgroup_id) {
         // SAFETY: the pointer is a map's value.

@@ -1,5 +1,7 @@
 //! The statistics of a cgroup, made at its first event.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::btf_maps::HashMap;
@@ -41,4 +43,18 @@ pub fn of_cgroup<S, const N: usize>(
     }
     count(probe, Fate::StatsFull);
     map.get_ptr_mut(&CgroupKey { cgroup_id: 0, shard })
+}
+
+/// Makes a counter of zero, unless there is one: another CPU may have made it since, and keeps what it counted.
+#[inline(always)]
+pub fn insert_zero<K, const N: usize>(map: &HashMap<K, u64, N>, key: &K) {
+    // On the stack, and volatile to stay there: a constant zero is folded into a setting whose default is
+    // zero, and counting would begin at what the agent decided for that.
+    let mut zero = MaybeUninit::<u64>::uninit();
+    // SAFETY: the pointer is that of a local, which is initialized from here on.
+    let zero = unsafe {
+        zero.as_mut_ptr().write_volatile(0);
+        zero.assume_init_ref()
+    };
+    let _ = map.insert(key, zero, u64::from(BPF_NOEXIST));
 }

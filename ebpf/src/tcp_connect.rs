@@ -9,6 +9,7 @@ use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint, tracepoint};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext, TracePointContext};
 use galen_common::accounting::{Fate, Probe as Subject};
+use galen_common::cost::Part;
 use galen_common::globals::emit as emit_rule;
 use galen_common::histogram::{BUCKETS, bucket_of};
 use galen_common::record::{RecordKind, TASK_COMM_LEN};
@@ -17,6 +18,7 @@ use galen_common::tcp_connect::{
     TCP_CLOSE, TCP_SYN_SENT, TcpConnectRecord, UNKNOWN, connect_flags,
 };
 
+use crate::cost;
 use crate::emit::{Lane, add, count, emit, is_handled, note_handled};
 use crate::handshake::{self, Ended, Timing};
 use crate::maps::{CONNECT_ENDED, CONNECT_STARTS, CONNECT_STATS};
@@ -230,6 +232,7 @@ unsafe fn endpoints<R: Reader>(sk: *const u8) -> Endpoints {
 
 #[inline(always)]
 fn start<R: Current>(sk: u64) {
+    let began = cost::begin();
     let task = TaskIds::current();
     let value = ConnectStart {
         // SAFETY: the helper has no conditions.
@@ -243,10 +246,18 @@ fn start<R: Current>(sk: u64) {
     };
     // A failure shows at the end, as a start that is not known.
     let _ = CONNECT_STARTS.insert(&sk, &value, u64::from(BPF_ANY));
+    cost::end(Part::TcpConnect, began);
 }
 
 #[inline(always)]
 fn end(ctx: &impl EbpfContext, sk: u64, new_state: i32, at_end: &Endpoints) {
+    let began = cost::begin();
+    account(ctx, sk, new_state, at_end);
+    cost::end(Part::TcpConnect, began);
+}
+
+#[inline(always)]
+fn account(ctx: &impl EbpfContext, sk: u64, new_state: i32, at_end: &Endpoints) {
     // SAFETY: the helper has no conditions.
     let now = unsafe { bpf_ktime_get_ns() };
     let mut start_ns = 0;

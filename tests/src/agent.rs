@@ -13,6 +13,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::command::{self, Finished, galen};
+use crate::confine::Confine;
 use crate::http::{self, Answer};
 use crate::lines::Lines;
 use crate::metrics::{Labels, Metrics};
@@ -41,6 +42,7 @@ pub struct Start {
     arguments: Vec<String>,
     reader: Reader,
     nobody: bool,
+    confine: Confine,
     capabilities: Vec<u32>,
 }
 
@@ -55,6 +57,7 @@ impl Start {
             arguments: Vec::new(),
             reader: Reader::Takes,
             nobody: false,
+            confine: Confine::default(),
             capabilities: Vec::new(),
         }
     }
@@ -91,6 +94,13 @@ impl Start {
     #[must_use]
     pub fn as_nobody(mut self) -> Self {
         self.nobody = true;
+        self
+    }
+
+    /// With less than the usual.
+    #[must_use]
+    pub fn confine(mut self, confine: Confine) -> Self {
+        self.confine = confine;
         self
     }
 
@@ -184,6 +194,7 @@ impl Start {
         if !self.arguments.iter().any(|argument| argument == "--output") {
             command.args(["--output", "json"]);
         }
+        self.confine.apply(&mut command);
         Ok((folder, config, command))
     }
 }

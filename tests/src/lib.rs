@@ -9,6 +9,7 @@ pub mod agent;
 pub mod bpf;
 pub mod cgroup;
 pub mod command;
+pub mod confine;
 pub mod http;
 pub mod lines;
 pub mod load;

@@ -31,6 +31,20 @@ impl Tmpfs {
         Ok(Self(folder))
     }
 
+    /// Lets nobody write there any more.
+    ///
+    /// # Errors
+    /// No right to mount, or a file is open for writing.
+    pub fn make_read_only(&self) -> Result<()> {
+        let target = CString::new(self.path().as_os_str().as_bytes())?;
+        let flags = libc::MS_REMOUNT | libc::MS_RDONLY;
+        // SAFETY: all pointers are strings with a NUL that outlive the call, or none.
+        let failed = unsafe {
+            libc::mount(c"tmpfs".as_ptr(), target.as_ptr(), c"tmpfs".as_ptr(), flags, std::ptr::null())
+        } != 0;
+        if failed { Err(io::Error::last_os_error()).context("cannot remount") } else { Ok(()) }
+    }
+
     /// Where it is mounted.
     #[must_use]
     pub fn path(&self) -> &Path {

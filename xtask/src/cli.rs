@@ -34,7 +34,7 @@ pub(crate) enum Command {
     /// Set up, build, and run test suites: without a name those that --list marks with *
     #[command(after_help = "Example: cargo xtask test e2e -- tcp_connect")]
     Test {
-        /// Suites to run
+        /// Suites to run; a number is how many seconds suite fuzz gives each target
         #[arg(value_name = "NAME")]
         names: Vec<String>,
         /// Name the suites with what each needs and roughly how long it takes
@@ -58,7 +58,7 @@ pub(crate) enum Command {
         /// In suite vm, add these to the kernel's own arguments, such as lockdown=confidentiality
         #[arg(long, value_name = "ARGS")]
         boot_with: Option<String>,
-        /// Arguments of the test programs in suites unit, e2e and vm, such as a part of a test's name
+        /// Arguments of the test programs in suites unit, e2e and vm, such as a part of a test's name; targets of suite fuzz
         #[arg(last = true, value_name = "ARGS")]
         arguments: Vec<OsString>,
     },

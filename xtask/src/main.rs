@@ -44,7 +44,9 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Run { arguments } => run::run(&arguments)?,
         Command::Test { list: true, .. } => test::list(),
         Command::Test { names, short, kernels, long, write_docs, command, boot_with, arguments, .. } => {
-            let options = test::Options { short, kernels, long, write_docs, command, boot_with, arguments };
+            let (names, seconds) = test::names_and_seconds(names);
+            let options =
+                test::Options { short, seconds, kernels, long, write_docs, command, boot_with, arguments };
             return test::run(&names, options);
         }
         Command::Bench { area, quick } => bench::run(area.as_deref(), quick)?,

@@ -54,7 +54,7 @@ impl AgentArgs {
 
     /// Loads what these arguments name, and says on standard error what is wrong or odd.
     fn load(&self) -> Option<Config> {
-        match config::load(self.config.as_deref(), std::env::vars(), &self.overrides()) {
+        match config::load(self.config.as_deref(), super::environment(), &self.overrides()) {
             Ok(Loaded { config, warnings }) => {
                 for warning in warnings {
                     tracing::warn!("{warning}");

@@ -76,7 +76,7 @@ struct ProbeReport {
 /// # Errors
 /// When the report cannot be made into JSON or written.
 pub fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
-    let loaded = config::load(args.config.as_deref(), std::env::vars(), &Overrides::default());
+    let loaded = config::load(args.config.as_deref(), super::environment(), &Overrides::default());
     let config = match loaded {
         Ok(loaded) => loaded.config,
         Err(diagnostics) => {
@@ -97,7 +97,7 @@ pub fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
 
 fn examine(config: &Config) -> Report {
     let hierarchies = Hierarchies::find(&config.host.proc, &config.host.cgroup).unwrap_or_default();
-    let release = std::fs::read_to_string(config.host.proc.join("sys/kernel/osrelease")).unwrap_or_default();
+    let release = crate::input::read_text(&config.host.proc.join("sys/kernel/osrelease")).unwrap_or_default();
     let mut facts = facts(config, &hierarchies);
     facts.push(pins(config));
     facts.extend(runtimes(config));

@@ -54,12 +54,10 @@ pub fn run(args: &IncidentsArgs) -> Result<ExitCode> {
 
 /// The configuration of these arguments; what is wrong with it is said.
 pub(super) fn load_config(path: Option<&Path>) -> Option<Config> {
-    match config::load(path, std::env::vars(), &Overrides::default()) {
+    match config::load(path, super::environment(), &Overrides::default()) {
         Ok(loaded) => Some(loaded.config),
         Err(diagnostics) => {
-            for diagnostic in diagnostics {
-                super::say(diagnostic);
-            }
+            diagnostics.iter().for_each(super::say);
             None
         }
     }

@@ -91,6 +91,13 @@ fn in_runtime(work: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::R
     result
 }
 
+/// The environment. A value that is not UTF-8 is taken with U+FFFD in it, so that it is refused where it means
+/// something and ignored where it does not.
+fn environment() -> impl Iterator<Item = (String, String)> {
+    let text = |value: OsString| value.to_string_lossy().into_owned();
+    std::env::vars_os().map(move |(name, value)| (text(name), text(value)))
+}
+
 /// What the program itself has to say goes to standard error; `GALEN_LOG` filters it.
 fn start_log() {
     use std::io::IsTerminal;
@@ -131,7 +138,7 @@ fn print(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(error).context("cannot write to standard output")
+            Err(error).context("cannot write to standard output; free space where it goes")
         }
         _ => Ok(()),
     }

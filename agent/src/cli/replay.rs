@@ -60,15 +60,11 @@ pub fn run(args: &ReplayArgs) -> Result<ExitCode> {
     let Some(config) = load_config(args.config.as_deref()) else { return Ok(ExitCode::from(UNUSABLE)) };
     let policies = match PolicySet::load(&config.healing) {
         Ok((policies, warnings)) => {
-            for warning in warnings {
-                super::say(warning);
-            }
+            warnings.iter().for_each(super::say);
             policies
         }
         Err(errors) => {
-            for error in errors {
-                super::say(error);
-            }
+            errors.iter().for_each(super::say);
             return Ok(ExitCode::from(UNUSABLE));
         }
     };

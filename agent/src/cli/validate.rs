@@ -79,7 +79,7 @@ fn status(checked: &[Checked]) -> u8 {
 }
 
 fn check(path: &Path) -> Checked {
-    let text = match yaml::read_file(path) {
+    let text = match yaml::read_document(path) {
         Ok(text) => text,
         Err(error) => return Checked { unreadable: true, ..Checked::new(path, None, vec![error]) },
     };

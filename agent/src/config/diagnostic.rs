@@ -1,6 +1,6 @@
 //! What is wrong with a file, and where.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use serde::Serialize;
 
@@ -16,8 +16,8 @@ pub enum Severity {
 
 /// One finding in a configuration or policy file, an environment variable or a flag.
 ///
-/// Displayed as `FILE:LINE:COL: what is wrong, what was expected`; the position is left out where there is
-/// none.
+/// Displayed as `FILE:LINE:COL: what is wrong, what was expected`, on one line without control characters; the
+/// position is left out where there is none.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Diagnostic {
     /// The file as it was named, or the name of the environment variable or flag.
@@ -94,17 +94,32 @@ impl Diagnostic {
 
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.file)?;
+        write_escaped(f, &self.file)?;
         if self.line > 0 {
             write!(f, ":{}:{}", self.line, self.column)?;
         }
         f.write_str(if self.severity == Severity::Warning { ": warning: " } else { ": " })?;
-        f.write_str(&self.what)?;
+        write_escaped(f, &self.what)?;
         match &self.expected {
-            Some(expected) => write!(f, ", {expected}"),
+            Some(expected) => {
+                f.write_str(", ")?;
+                write_escaped(f, expected)
+            }
             None => Ok(()),
         }
     }
+}
+
+/// A finding repeats what is written in a file, and the terminal it is shown on must not obey that.
+fn write_escaped(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
+    for c in text.chars() {
+        if c.is_control() {
+            write!(f, "{}", c.escape_default())?;
+        } else {
+            f.write_char(c)?;
+        }
+    }
+    Ok(())
 }
 
 impl std::error::Error for Diagnostic {}
@@ -156,6 +171,12 @@ mod tests {
         assert_eq!(suggestion("lisen", ["listen", "node"]), "did you mean `listen`?");
         assert_eq!(suggestion("lsiten", ["listen", "node"]), "did you mean `listen`?");
         assert_eq!(suggestion("zzz", ["listen", "node"]), "expected one of `listen`, `node`");
+    }
+
+    #[test]
+    fn a_name_with_control_characters_stays_on_one_line() {
+        let shown = Diagnostic::of("a\nb", "unknown key `\u{1b}[2J`").expected("é").to_string();
+        assert_eq!(shown, "a\\nb: unknown key `\\u{1b}[2J`, é");
     }
 
     #[test]

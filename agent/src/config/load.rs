@@ -67,7 +67,7 @@ pub fn load(
     let Some(path) = path else {
         return load_str("defaults", "", env, overrides);
     };
-    let text = yaml::read_file(path).map_err(|error| vec![error])?;
+    let text = yaml::read_document(path).map_err(|error| vec![error])?;
     load_text(path, &text, env, overrides)
 }
 

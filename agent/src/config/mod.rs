@@ -140,6 +140,9 @@ pub struct Kernel {
     pub drain_interval: Span,
     /// How often the kernel's counters are read: the window of health and fault rules.
     pub window: Span,
+    /// Share of the node's CPU time that the agent and its programs may take before fewer records are made; 0 to
+    /// 1. Counters stay exact.
+    pub cost_budget: f64,
     /// The TCP connect probe.
     pub tcp_connect: TcpConnect,
     /// The file write probe.
@@ -158,6 +161,7 @@ impl Default for Kernel {
             cgroups_max: 1024,
             drain_interval: Span::millis(100),
             window: Span::secs(1),
+            cost_budget: 0.01,
             tcp_connect: TcpConnect::default(),
             file_write: FileWrite::default(),
             oom_kill: OomKill::default(),

@@ -1,12 +1,12 @@
 //! YAML as a tree whose every node knows its place in the file.
 
-use std::io::Read;
 use std::path::Path;
 
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 
 use super::diagnostic::{Diagnostic, Position};
+use crate::input;
 
 /// A longer file is refused, in bytes. Documents are written by people; a longer one is a mistake or a bomb.
 pub const FILE_MAX_BYTES: u64 = 1024 * 1024;
@@ -101,6 +101,18 @@ impl Node {
 /// # Errors
 /// One sentence with the path, the reason and the way out: it is absent, unreadable, too long or not UTF-8.
 pub fn read_file(path: &Path) -> Result<String, Diagnostic> {
+    read(path, input::read_bytes)
+}
+
+/// As [`read_file`], of what a person named: it may come through a pipe, see [`input::read_document`].
+///
+/// # Errors
+/// Those of [`read_file`].
+pub fn read_document(path: &Path) -> Result<String, Diagnostic> {
+    read(path, input::read_document)
+}
+
+fn read(path: &Path, bytes: fn(&Path, u64) -> std::io::Result<Vec<u8>>) -> Result<String, Diagnostic> {
     let name = path.display().to_string();
     let cannot = |error: std::io::Error| {
         let way_out = match error.kind() {
@@ -110,12 +122,12 @@ pub fn read_file(path: &Path) -> Result<String, Diagnostic> {
         };
         Diagnostic::of(&name, format!("cannot be read: {error}")).expected(way_out)
     };
-    let file = std::fs::File::open(path).map_err(cannot)?;
-    let mut bytes = Vec::new();
-    file.take(FILE_MAX_BYTES + 1).read_to_end(&mut bytes).map_err(cannot)?;
-    if bytes.len() as u64 > FILE_MAX_BYTES {
-        return Err(Diagnostic::of(&name, "is longer than 1 MiB").expected("split it, or check the path"));
-    }
+    let bytes = match bytes(path, FILE_MAX_BYTES) {
+        Err(error) if error.kind() == std::io::ErrorKind::FileTooLarge => {
+            return Err(Diagnostic::of(&name, "is longer than 1 MiB").expected("split it, or check the path"));
+        }
+        read => read.map_err(cannot)?,
+    };
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         Diagnostic::of(&name, format!("is not UTF-8 from byte {at} on")).expected("save it as UTF-8")

@@ -320,3 +320,7 @@ impl Input<'_> {
 #[cfg(test)]
 #[path = "decode_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "decode_table.rs"]
+mod table;

@@ -165,7 +165,7 @@ fn unknown_kinds_and_values_have_reasons_of_their_own() {
         assert_eq!(decode(&bytes).unwrap_err().reason(), "unknown_value", "at {at}");
     }
     let mut bytes = record(RecordKind::OomKill as u32, size_of::<OomKillRecord>());
-    put(&mut bytes, 116, &u32::MAX.to_ne_bytes());
+    put(&mut bytes, 108, &u32::MAX.to_ne_bytes());
     let RawBody::OomKill(kill) = decode(&bytes).unwrap().body else { panic!("another kind") };
     assert!(kill.stack.len() <= STACK_DEPTH, "a stack longer than its array");
     let shortest = decode(&[0; size_of::<Header>() - 1]).unwrap_err();

@@ -24,7 +24,7 @@ pub use crate::kernel::{Histogram, ProbeInfo, ProgramTotals};
 pub use signal::FaultSignal;
 pub use tcp_connect::{FastOpen, TcpConnect};
 pub use time::WallTime;
-pub use totals::{CgroupTotals, IdentityTotals, ProbeFates, Totals};
+pub use totals::{CgroupTotals, CostTotals, IdentityTotals, ProbeFates, Totals};
 pub use window::{SubjectWindow, Tick};
 
 /// One event, as it is printed (one JSON object a line) and handed to every consumer.

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use galen_common::cost::Part;
+
 use super::{Errno, Identity, OomScope, Probe};
 use crate::kernel::{Histogram, ProbeInfo, ProgramTotals};
 
@@ -18,6 +20,21 @@ pub struct Totals {
     pub probes: Vec<ProbeInfo>,
     /// What naming keeps and misses.
     pub identity: IdentityTotals,
+    /// What all this costs; `None` when nothing could be loaded.
+    pub cost: Option<CostTotals>,
+}
+
+/// What the agent and its programs cost, and which records are made for it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CostTotals {
+    /// Nanoseconds that programs took, by [`Part`], estimated by themselves.
+    pub estimated_ns: [u64; Part::ALL.len()],
+    /// Share of the node's CPU time that everything takes, averaged over some seconds.
+    pub node_ratio: f64,
+    /// Share of it that may be taken.
+    pub budget_ratio: f64,
+    /// Share of records that are made, by lane.
+    pub kept_ratios: [(&'static str, f64); 2],
 }
 
 /// What is kept to name cgroups and processes, what was forgotten for want of room, and what could not be

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use galen_common::cgroup::{CgroupChangeKind, V1_MEMORY_BIT};
 use tokio::sync::Notify;
 
-use super::container::{Places, identify};
+use super::container::{Places, ProcessCgroups, identify};
 use super::names::Names;
 use super::roots::Roots;
 use crate::event::{Identity, IdentityTotals};
@@ -131,17 +131,7 @@ impl Cgroups {
     /// Whose cgroup a process is in, with its key, by the text of its `/proc/PID/cgroup` (cgroups(7)): the
     /// v2 one unless that is the root, else the v1 memory controller's. `None` when the text names neither.
     pub fn identity_of_proc_cgroup(&mut self, text: &str) -> Option<(u64, Arc<Identity>)> {
-        let mut v1_memory = None;
-        let mut v2 = None;
-        for line in text.lines() {
-            let mut fields = line.splitn(3, ':');
-            let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
-            match controllers {
-                "" => v2 = Some(path),
-                _ if controllers.split(',').any(|name| name == "memory") => v1_memory = Some(path),
-                _ => {}
-            }
-        }
+        let ProcessCgroups { v2, v1_memory } = ProcessCgroups::parse(text)?;
         let number = |root: &Path, path: &str| {
             let folder = root.join(path.trim_start_matches('/'));
             std::fs::metadata(folder).ok().map(|found| found.ino())

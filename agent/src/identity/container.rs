@@ -23,6 +23,33 @@ pub fn identify(cgroup_id: u64, path: &str) -> Identity {
     identity
 }
 
+/// The paths of the cgroups that a process is in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProcessCgroups<'t> {
+    /// In the v2 hierarchy.
+    pub v2: Option<&'t str>,
+    /// In that of the v1 memory controller.
+    pub v1_memory: Option<&'t str>,
+}
+
+impl<'t> ProcessCgroups<'t> {
+    /// Reads the text of a `/proc/PID/cgroup` (cgroups(7)). `None` when a line of it is something else. Pure.
+    #[must_use]
+    pub fn parse(text: &'t str) -> Option<Self> {
+        let mut found = Self::default();
+        for line in text.lines() {
+            let mut fields = line.splitn(3, ':');
+            let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
+            match controllers {
+                "" => found.v2 = Some(path),
+                _ if controllers.split(',').any(|name| name == "memory") => found.v1_memory = Some(path),
+                _ => {}
+            }
+        }
+        Some(found)
+    }
+}
+
 /// A container or a pod that a path goes through.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Place<'p> {

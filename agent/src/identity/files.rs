@@ -5,12 +5,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::io::{Read, Seek};
+use std::io::Seek;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use crate::event::Dev;
 use crate::event::decode::RawWrite;
+use crate::input;
 use crate::privilege::links::Links;
 
 /// Files whose path is remembered, for records that do not carry it.
@@ -79,9 +80,9 @@ impl Files {
                 None => return,
             },
         };
-        let mut text = String::new();
-        if table.rewind().and_then(|()| table.read_to_string(&mut text)).is_ok() {
-            let now = parse(&text);
+        let read = table.rewind().and_then(|()| input::read_all(&table, 0, input::TEXT_MAX_BYTES));
+        if let Ok(bytes) = read {
+            let now = parse(&input::text(bytes));
             let stays = |dev: Dev| {
                 let of = |mount: &&Mount| mount.dev == dev;
                 self.mounts.iter().filter(of).eq(now.iter().filter(of))
@@ -95,7 +96,7 @@ impl Files {
     }
 
     fn open_table(&self, of: &str) -> Option<File> {
-        File::open(self.proc.join(of).join("mountinfo")).ok()
+        input::open(&self.proc.join(of).join("mountinfo")).ok()
     }
 
     fn of_descriptor(&self, write: &RawWrite, pid: u32) -> Option<Box<str>> {
@@ -120,6 +121,13 @@ fn with_gone(mut now: Vec<Mount>, before: &[Mount]) -> Vec<Mount> {
     let gone = before.iter().filter(|mount| !devices.contains(&mount.dev));
     now.extend(gone.take(GONE_MOUNTS_MAX).cloned());
     now
+}
+
+/// The path of a file on `dev` that lies at `below` in its filesystem, by the text of a mount table. `None` when
+/// no mount shows it. Pure.
+#[must_use]
+pub fn path_by_mounts(table: &str, dev: Dev, below: &str) -> Option<Box<str>> {
+    join(&parse(table), dev, below)
 }
 
 /// Of the mounts of a device, the one that shows most of it.
@@ -159,6 +167,8 @@ fn unescape(field: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const TABLE: &str = "20 1 254:0 / / rw - ext4 /dev/vda rw\n\
@@ -198,5 +208,17 @@ mod tests {
         let mut files = Files::new(Path::new("/proc"), Links::here());
         files.follow_mounts();
         assert!(files.table.is_some() && !files.mounts.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn any_mount_point_comes_out_as_it_went_in(point in "/[a-z \t\n\\\\0-9]{0,20}") {
+            // As the kernel escapes it (fs/proc_namespace.c, seq_path_root).
+            let escaped = point.replace('\\', "\\134").replace(' ', "\\040").replace('\t', "\\011").replace('\n', "\\012");
+            let table = format!("22 20 0:40 / {escaped} rw - tmpfs tmpfs rw\n");
+            let expected = format!("{}/below", point.trim_end_matches('/'));
+            let found = path_by_mounts(&table, dev(0, 40), "/below");
+            prop_assert_eq!(found.as_deref(), Some(&*expected));
+        }
     }
 }

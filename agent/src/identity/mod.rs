@@ -13,11 +13,13 @@ mod names;
 mod oom_scope;
 mod processes;
 mod roots;
+mod task_state;
 
 pub use cgroups::Cgroups;
-pub use container::identify;
-pub use files::Files;
+pub use container::{ProcessCgroups, identify};
+pub use files::{Files, path_by_mounts};
 pub use names::{Name, Names};
 pub use oom_scope::OomFunctions;
 pub use processes::{Process, Processes};
 pub use roots::scan;
+pub use task_state::{is_dying, is_exiting};

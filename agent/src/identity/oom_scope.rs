@@ -1,12 +1,18 @@
 //! Which kernel function a stack went through, by the addresses in `/proc/kallsyms`.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use crate::event::OomScope;
+use crate::input;
+
+/// A symbol has at most 511 characters (KSYM_NAME_LEN, include/linux/kallsyms.h).
+const LINE_MAX_BYTES: u64 = 1024;
+/// Some ten times what a kernel with all its modules has.
+const SYMBOLS_MAX_BYTES: u64 = 256 * 1024 * 1024;
 
 /// Where the functions lie that tell one kind of OOM from another.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -25,7 +31,7 @@ impl OomFunctions {
     /// # Errors
     /// When the file cannot be opened.
     pub fn open(proc: &Path) -> std::io::Result<File> {
-        File::open(proc.join("kallsyms"))
+        input::open(&proc.join("kallsyms"))
     }
 
     /// Reads an open `kallsyms`. Without the right to see addresses they are all zero, and nothing is found.
@@ -37,16 +43,26 @@ impl OomFunctions {
     }
 
     /// Reads lines of the form `ADDRESS TYPE NAME`, in the order of addresses. A function reaches to the
-    /// next symbol with a higher address.
-    fn parse(mut lines: impl BufRead) -> std::io::Result<Self> {
+    /// next symbol with a higher address. Lines that are something else are left out, however long they are.
+    ///
+    /// # Errors
+    /// Those of `lines`.
+    pub fn parse(lines: impl BufRead) -> std::io::Result<Self> {
         let mut found = Self::default();
         let mut open: Vec<(bool, u64)> = Vec::new();
-        let mut line = String::new();
+        let mut lines = lines.take(SYMBOLS_MAX_BYTES);
+        let mut line = Vec::new();
+        let mut is_rest = false;
         loop {
             line.clear();
-            if lines.read_line(&mut line)? == 0 {
+            if lines.by_ref().take(LINE_MAX_BYTES).read_until(b'\n', &mut line)? == 0 {
                 return Ok(found);
             }
+            let was_rest = std::mem::replace(&mut is_rest, line.last() != Some(&b'\n'));
+            if was_rest || is_rest {
+                continue;
+            }
+            let line = String::from_utf8_lossy(&line);
             let mut parts = line.split_ascii_whitespace();
             let (Some(address), Some(_), Some(name)) = (parts.next(), parts.next(), parts.next()) else {
                 continue;
@@ -86,6 +102,8 @@ impl OomFunctions {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const SYMBOLS: &str = "ffffffff81000100 T out_of_memory\n\
@@ -109,5 +127,30 @@ mod tests {
         let functions = OomFunctions::parse(hidden.as_bytes()).unwrap();
         assert_eq!(OomFunctions::default().scope(&[0xffff_ffff_8100_0110]), OomScope::Unknown);
         assert_ne!(functions.scope(&[0]), OomScope::Memcg);
+    }
+
+    proptest! {
+        /// Symbols at rising addresses, one of them the function: an address is in it or in another one.
+        #[test]
+        fn only_addresses_within_the_function_are_in_it(
+            steps in proptest::collection::vec(1_u64..5000, 2..40),
+            which in any::<proptest::sample::Index>(),
+            beyond in 0_u64..5000,
+        ) {
+            let starts: Vec<u64> = steps.iter().scan(0xffff_ffff_8000_0000, |at, step| {
+                *at += step;
+                Some(*at)
+            }).collect();
+            let which = which.index(starts.len() - 1);
+            let lines = starts.iter().enumerate().map(|(index, start)| {
+                let name = if index == which { "mem_cgroup_out_of_memory" } else { "other" };
+                format!("{start:x} t {name}\n")
+            });
+            let functions = OomFunctions::parse(lines.collect::<String>().as_bytes()).unwrap();
+            let at = starts[which] + beyond;
+            let inside = at < starts[which + 1];
+            prop_assert_eq!(functions.scope(&[at]) == OomScope::Memcg, inside);
+            prop_assert_eq!(functions.scope(&[starts[which] - 1]), OomScope::Unknown);
+        }
     }
 }

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use crate::event::{IdentityTotals, Task};
+use crate::input;
 use crate::privilege::links::Links;
 
 /// What is known of a process.
@@ -101,7 +102,7 @@ impl Processes {
     }
 
     fn replace(&mut self, pid: u32, mut process: Process) {
-        let stat = std::fs::read_to_string(self.proc.join(format!("{pid}/stat"))).ok();
+        let stat = input::read_text(&self.proc.join(format!("{pid}/stat"))).ok();
         let started = stat.as_deref().and_then(parse_stat).filter(|(_, started)| {
             started.saturating_mul(1_000_000_000 / self.ticks_per_s)
                 <= process.seen_mono_ns.saturating_add(self.slept_ns)

@@ -29,6 +29,8 @@ const KIND_TYPEDEF: u32 = 8;
 const KIND_FUNC_PROTO: u32 = 13;
 const KIND_ENUM64: u32 = 19;
 const DEPTH_MAX: u32 = 16;
+/// Members looked at for one path; the largest structure of a kernel has some thousand.
+const MEMBERS_MAX: u32 = 10_000;
 
 /// A BTF blob, with the position of each of its types.
 pub struct Btf<'a> {
@@ -104,12 +106,13 @@ impl<'a> Btf<'a> {
     /// Bit offset of a member, as [`Self::member_offset`], for those that are bitfields.
     #[must_use]
     pub fn member_bit(&self, structure: &str, path: &str) -> Option<u64> {
+        let mut budget = MEMBERS_MAX;
         self.named.get(structure)?.iter().find_map(|id| {
             let mut id = *id;
             let mut bits = 0;
             for name in path.split('.') {
-                let (offset, member_type) = self.member(id, name, DEPTH_MAX)?;
-                bits += u64::from(offset);
+                let (offset, member_type) = self.member(id, name, DEPTH_MAX, &mut budget)?;
+                bits += offset;
                 id = member_type;
             }
             Some(bits)
@@ -128,8 +131,8 @@ impl<'a> Btf<'a> {
             };
             (0..count).find_map(|n| {
                 let entry = at + 12 + n * step;
-                let name = self.string(u32_at(self.types, entry)?)?;
-                (name == enumerator).then(|| u32_at(self.types, entry + 4).map(u64::from))?
+                let found = self.is_name(u32_at(self.types, entry)?, enumerator);
+                found.then(|| u32_at(self.types, entry + 4).map(u64::from))?
             })
         })
     }
@@ -155,8 +158,9 @@ impl<'a> Btf<'a> {
         (kind == expected).then(|| u32_at(self.types, at + 8))?
     }
 
-    /// Bit offset and type of a member of a structure or union, looked for in anonymous members too.
-    fn member(&self, id: u32, name: &str, depth: u32) -> Option<(u32, u32)> {
+    /// Bit offset and type of a member of a structure or union, looked for in anonymous members too, as long as
+    /// `budget` lasts: structures that contain each other many times would else be walked for ever.
+    fn member(&self, id: u32, name: &str, depth: u32, budget: &mut u32) -> Option<(u64, u32)> {
         let (at, kind, count) = self.header(self.resolve(id)?)?;
         if depth == 0 || !matches!(kind, KIND_STRUCT | KIND_UNION) {
             return None;
@@ -166,11 +170,16 @@ impl<'a> Btf<'a> {
             let entry = at + 12 + n * 12;
             let member_type = u32_at(self.types, entry + 4)?;
             let raw = u32_at(self.types, entry + 8)?;
-            let offset = if is_bitfield_form { raw & 0x00ff_ffff } else { raw };
-            match self.string(u32_at(self.types, entry)?)? {
-                found if found == name => Some((offset, member_type)),
-                "" => self.member(member_type, name, depth - 1).map(|(inner, ty)| (offset + inner, ty)),
-                _ => None,
+            let offset = u64::from(if is_bitfield_form { raw & 0x00ff_ffff } else { raw });
+            let found = u32_at(self.types, entry)?;
+            *budget = budget.checked_sub(1)?;
+            if self.is_name(found, name) {
+                Some((offset, member_type))
+            } else if self.is_name(found, "") {
+                let (inner, inner_type) = self.member(member_type, name, depth - 1, budget)?;
+                Some((offset + inner, inner_type))
+            } else {
+                None
             }
         })
     }
@@ -196,16 +205,13 @@ impl<'a> Btf<'a> {
     /// The name at `offset` if it is one of `names`. Most differ in the first byte, so this is much quicker
     /// than finding the end of every name first.
     fn one_of(&self, names: &[&str], offset: u32) -> Option<&'a str> {
-        let rest = self.strings.get(offset as usize..)?;
-        let is = |name: &&&str| rest.starts_with(name.as_bytes()) && rest.get(name.len()) == Some(&0);
-        names.iter().find(is)?;
-        self.string(offset)
+        let name = names.iter().find(|name| self.is_name(offset, name))?;
+        std::str::from_utf8(self.strings.get(offset as usize..)?.get(..name.len())?).ok()
     }
 
-    fn string(&self, offset: u32) -> Option<&'a str> {
-        let rest = self.strings.get(offset as usize..)?;
-        let end = rest.iter().position(|byte| *byte == 0)?;
-        std::str::from_utf8(&rest[..end]).ok()
+    fn is_name(&self, offset: u32, name: &str) -> bool {
+        let rest = self.strings.get(offset as usize..).unwrap_or_default();
+        rest.starts_with(name.as_bytes()) && rest.get(name.len()) == Some(&0)
     }
 }
 
@@ -233,6 +239,10 @@ mod tests {
         put(&[0, (5 << 24) | 2, 8, name("b"), 1, 0, name("c"), 2, 0]);
         put(&[name("outer"), (4 << 24) | 2, 16, name("a"), 1, 0, 0, 3, 64]);
         put(&[name("kinds"), (6 << 24) | 1, 4, name("second"), 7]);
+        blob(&types, strings)
+    }
+
+    fn blob(types: &[u8], strings: &[u8]) -> Vec<u8> {
         let mut data = Vec::new();
         data.extend(MAGIC.to_ne_bytes());
         data.extend([1, 0]);
@@ -274,6 +284,26 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Each level contains the next one 1,000 times, without a name: 1,000^8 ways to look for a member.
+    #[test]
+    fn structures_within_structures_are_not_walked_for_ever() {
+        const LEVELS: u32 = 8;
+        const COPIES: u32 = 1000;
+        let strings = b"\0outer\0";
+        let mut types = Vec::new();
+        for level in 1..=LEVELS {
+            let name = u32::from(level == 1);
+            let mut put = |words: &[u32]| words.iter().for_each(|word| types.extend(word.to_ne_bytes()));
+            put(&[name, (4 << 24) | COPIES, 8]);
+            (0..COPIES).for_each(|_| put(&[0, level % LEVELS + 1, u32::MAX]));
+        }
+        let data = blob(&types, strings);
+        let btf = Btf::parse(&data, &["outer"]).unwrap();
+        let started = std::time::Instant::now();
+        assert_eq!(btf.member_offset("outer", "missing"), None);
+        assert!(started.elapsed() < std::time::Duration::from_secs(5), "{:?}", started.elapsed());
     }
 
     #[test]

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use galen_common::cgroup::{V1_MEMORY_BIT, V2_HIERARCHY};
 use galen_common::globals::cgroup_source;
 
+use crate::input;
+
 /// The hierarchies that name cgroups here.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hierarchies {
@@ -23,9 +25,9 @@ impl Hierarchies {
     /// # Errors
     /// When the file cannot be read.
     pub fn find(proc: &Path, root: &Path) -> std::io::Result<Self> {
-        let mut found = Self::parse(&std::fs::read_to_string(proc.join("self/mountinfo"))?, root);
+        let mut found = Self::parse(&input::read_text(&proc.join("self/mountinfo"))?, root);
         if found.v1_memory.is_some() {
-            let text = std::fs::read_to_string(proc.join("self/cgroup")).unwrap_or_default();
+            let text = input::read_text(&proc.join("self/cgroup")).unwrap_or_default();
             found.v1_memory_hierarchy = memory_hierarchy(&text);
         }
         Ok(found)
@@ -48,9 +50,12 @@ impl Hierarchies {
         if self.v2.is_some() { cgroup_id | V1_MEMORY_BIT } else { cgroup_id }
     }
 
+    /// Finds them in the text of a mount table. Pure.
+    ///
     /// Format: proc_pid_mountinfo(5). The mount point is field 5; the type and the super block's options,
     /// which name the v1 controllers, follow the hyphen.
-    fn parse(mountinfo: &str, root: &Path) -> Self {
+    #[must_use]
+    pub fn parse(mountinfo: &str, root: &Path) -> Self {
         let mut found = Self::default();
         for line in mountinfo.lines() {
             let Some((mount, filesystem)) = line.split_once(" - ") else { continue };

@@ -246,13 +246,13 @@ fn add_writes(cgroup: &mut CgroupCounters, stats: &WriteStats) {
     cgroup.write_latency.add(&stats.latency_ns, stats.latency_sum_ns);
 }
 
-fn take<T: TryFrom<Map, Error = MapError>>(
+pub(super) fn take<T: TryFrom<Map, Error = MapError>>(
     source: &mut impl FnMut(&'static str) -> Result<Map, KernelError>,
     name: &'static str,
 ) -> Result<T, KernelError> {
     T::try_from(source(name)?).map_err(map_failed(name))
 }
 
-fn map_failed(name: &'static str) -> impl Fn(MapError) -> KernelError {
+pub(super) fn map_failed(name: &'static str) -> impl Fn(MapError) -> KernelError {
     move |error| KernelError::Map { name, error: error.to_string() }
 }

@@ -7,7 +7,11 @@ use aya::Btf;
 use super::layout::{self, BtfLayout, Settings};
 use super::tracefs;
 use crate::config::{self, Variant};
+use crate::input;
 use crate::privilege::capabilities;
+
+/// The kernel's types are some 6 MiB; a longer file is not the kernel's.
+const BTF_MAX_BYTES: u64 = 256 * 1024 * 1024;
 
 /// What there is.
 pub struct Offers {
@@ -74,7 +78,7 @@ pub(super) fn parse_types(types: &[u8]) -> Result<Btf, String> {
 
 fn read_btf(sys: &Path) -> Result<(Vec<u8>, BtfLayout), String> {
     let path = sys.join("kernel/btf/vmlinux");
-    let data = std::fs::read(&path).map_err(|error| {
+    let data = input::read_bytes(&path, BTF_MAX_BYTES).map_err(|error| {
         format!(
             "the kernel's types are not at {} ({error}): a kernel built with CONFIG_DEBUG_INFO_BTF has them",
             path.display()
@@ -103,12 +107,23 @@ pub fn may_load() -> bool {
 /// Where securityfs is not mounted, as in many containers, what the kernel was booted with has to do.
 #[must_use]
 pub fn lockdown(sys: &Path, proc: &Path) -> Option<String> {
-    if let Ok(text) = std::fs::read_to_string(sys.join("kernel/security/lockdown")) {
-        let (_, rest) = text.split_once('[')?;
-        return Some(rest.split(']').next()?.to_owned());
+    match input::read_text(&sys.join("kernel/security/lockdown")) {
+        Ok(text) => lockdown_mode(&text),
+        Err(_) => booted_lockdown(&input::read_text(&proc.join("cmdline")).ok()?),
     }
-    let booted_with = std::fs::read_to_string(proc.join("cmdline")).ok()?;
-    booted_with.split_whitespace().rev().find_map(|word| word.strip_prefix("lockdown=")).map(str::to_owned)
+}
+
+/// The chosen one of `none [integrity] confidentiality`. Pure.
+#[must_use]
+pub fn lockdown_mode(text: &str) -> Option<String> {
+    let (_, rest) = text.split_once('[')?;
+    Some(rest.split(']').next()?.to_owned())
+}
+
+/// The last `lockdown=` among the kernel's own arguments. Pure.
+#[must_use]
+pub fn booted_lockdown(arguments: &str) -> Option<String> {
+    arguments.split_whitespace().rev().find_map(|word| word.strip_prefix("lockdown=")).map(str::to_owned)
 }
 
 fn is_locked_down(sys: &Path, proc: &Path) -> bool {

@@ -16,6 +16,7 @@ use galen_common::map_names;
 
 use super::cgroup_changes::CgroupChanges;
 use super::cgroups::Hierarchies;
+use super::costs::Costs;
 use super::counters::Counters;
 use super::diagnostics::Diagnostics;
 use super::ledger::Kept;
@@ -23,7 +24,7 @@ use super::object::OBJECT;
 use super::pins::{Found, Manifest, PinSet, Pinning, Place};
 use super::report::ProbeInfo;
 use super::rings::{OomRing, Rings};
-use super::shape::{MAPS, Shape};
+use super::shape::{MAPS, Shape, online_cpus};
 use super::wire::Wire;
 use super::{Report, host, ladder, pinned};
 use crate::config;
@@ -60,6 +61,8 @@ pub struct Core {
     pub cgroup_changes: CgroupChanges,
     /// The exact counters.
     pub counters: Counters,
+    /// What the programs cost, and how many records they make.
+    pub costs: Costs,
     /// Copies of each cgroup's counters.
     pub shards: u64,
     /// What user space counted.
@@ -271,6 +274,7 @@ impl Core {
         let mut counters = Counters::take(&mut take, Arc::clone(&kept.ledger))?;
         counters.prepare(u64::from(shape.shards))?;
         let mut changes = CgroupChanges::open(&mut take)?;
+        let costs = Costs::take(&mut take, shape.cpus)?;
         let diagnostics = Diagnostics::take(&mut ebpf);
         // Each ring that is put into its map waits for a grace period of the kernel, some 15 ms, and the
         // verifier takes about as long for the first program; attaching waits for both, since an event
@@ -305,6 +309,7 @@ impl Core {
             oom_ring,
             cgroup_changes: changes,
             counters,
+            costs,
             shards: u64::from(shape.shards),
             kept,
             report,
@@ -328,6 +333,7 @@ impl Core {
         let oom_ring = OomRing::create(open(map_names::OOM_RING)?)?;
         let mut counters = Counters::take(&mut open, Arc::clone(&kept.ledger))?;
         let mut cgroup_changes = CgroupChanges::open(&mut open)?;
+        let costs = Costs::take(&mut open, online_cpus())?;
         let introduction = Introduction::make(open(map_names::RUNTIME)?, host::own_pid(&host.proc))?;
         let rings = Rings::open(outer, failures, manifest.rings, &set)?;
         (cgroup_changes.variant, cgroup_changes.refused) =
@@ -368,6 +374,7 @@ impl Core {
             oom_ring,
             cgroup_changes,
             counters,
+            costs,
             shards: manifest.shards,
             kept,
             report: Arc::new(report),

@@ -10,6 +10,7 @@ mod batch;
 pub mod btf;
 mod cgroup_changes;
 pub mod cgroups;
+mod costs;
 mod counters;
 mod diagnostics;
 pub mod host;
@@ -27,6 +28,7 @@ pub mod tracefs;
 mod wire;
 
 pub use cgroup_changes::{CgroupChange, CgroupChanges};
+pub use costs::Costs;
 pub use counters::{CgroupCounters, Counters, KernelFates, Reading};
 pub use diagnostics::Diagnostics;
 pub use ladder::Rung;

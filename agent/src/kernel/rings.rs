@@ -179,6 +179,8 @@ impl OomRing {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -187,5 +189,16 @@ mod tests {
         assert_eq!(plan(1 << 20, 3), (3, 256 * 1024));
         assert_eq!(plan(1 << 20, 256), (RINGS_MAX, 64 * 1024));
         assert_eq!(plan(0, 1), (1, 64 * 1024));
+    }
+
+    proptest! {
+        #[test]
+        fn any_budget_and_any_host_get_rings_that_the_kernel_takes(budget in any::<u64>(), cpus in any::<u32>()) {
+            let (rings, each) = plan(budget, cpus);
+            prop_assert!((1..=RINGS_MAX).contains(&rings));
+            prop_assert!(each.is_power_of_two() && u64::from(each) >= RING_BYTES_MIN);
+            let least = u64::from(rings) * RING_BYTES_MIN;
+            prop_assert!(u64::from(rings) * u64::from(each) <= budget.max(least));
+        }
     }
 }

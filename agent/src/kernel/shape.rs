@@ -18,7 +18,7 @@ use crate::privilege::capabilities;
 
 /// The maps that one set of programs hands on to the next: all but read-only data, and what is left from one
 /// program of the OOM probe to the other for an instant.
-pub(super) const MAPS: [&str; 18] = [
+pub(super) const MAPS: [&str; 20] = [
     map_names::EVENT_RINGS,
     map_names::FAILURE_RING,
     map_names::OOM_RING,
@@ -34,6 +34,8 @@ pub(super) const MAPS: [&str; 18] = [
     map_names::OOM_RECORDED,
     map_names::OOM_KILLS_LOST,
     map_names::RUNTIME,
+    map_names::COSTS,
+    map_names::SAMPLING,
     map_names::CGROUP_RING,
     map_names::CGROUP_CHANGES,
     DIAGNOSTICS_MAP,
@@ -41,6 +43,8 @@ pub(super) const MAPS: [&str; 18] = [
 
 /// How large everything is, and what is written into the read-only data.
 pub(super) struct Shape {
+    /// CPUs that are online.
+    pub cpus: u32,
     /// Rings for CPUs.
     pub rings: u32,
     /// Bytes of each.
@@ -61,8 +65,7 @@ pub(super) struct Shape {
 impl Shape {
     /// Decides everything.
     pub(super) fn new(kernel: &config::Kernel, host: &config::Host, hierarchies: &Hierarchies) -> Self {
-        let cpus = aya::util::online_cpus().map_or(1, |cpus| cpus.len());
-        let cpus = u32::try_from(cpus).unwrap_or(u32::MAX);
+        let cpus = online_cpus();
         let (rings, ring_bytes) = plan(kernel.ring_bytes.0, cpus);
         // More copies than this cost more memory than the shared cache lines cost time.
         let shards = cpus.next_power_of_two().min(4);
@@ -86,8 +89,14 @@ impl Shape {
         let maps_key = key(&(LAYOUT_VERSION, &entries, rings, ring_bytes, shards, slots.are_shared, cgroups));
         let switches = [kernel.tcp_connect.enabled, kernel.file_write.enabled, kernel.oom_kill.enabled];
         let programs_key = key(&(OBJECT, &settings, kernel.variant, switches, offers_key(host)));
-        Self { rings, ring_bytes, shards, entries, settings, maps_key, programs_key }
+        Self { cpus, rings, ring_bytes, shards, entries, settings, maps_key, programs_key }
     }
+}
+
+/// CPUs that are online.
+pub(super) fn online_cpus() -> u32 {
+    let cpus = aya::util::online_cpus().map_or(1, |cpus| cpus.len());
+    u32::try_from(cpus).unwrap_or(u32::MAX)
 }
 
 /// What decides which hooks are granted, as far as it can change while the system runs: who got a poor hook
@@ -164,6 +173,7 @@ fn nanos(span: config::Span) -> u64 {
 #[cfg(test)]
 mod tests {
     use galen_common::accounting::FATES;
+    use galen_common::cost::Measured;
     use galen_common::file_write::{TouchedFileKey, WriteErrorKey, WriteSlot, WriteStart, WriteStats};
     use galen_common::globals::{Handled, Runtime};
     use galen_common::record::CgroupKey;
@@ -184,10 +194,11 @@ mod tests {
             size_of::<TouchedFileKey>(),
             size_of::<CgroupKey>(),
             size_of::<Handled>(),
+            size_of::<Measured>(),
             size_of::<Runtime>(),
             FATES as usize,
         ];
-        let known = (3, [48, 2288, 40, 64, 2152, 16, 24, 16, 16, 16, 9]);
+        let known = (3, [48, 2288, 40, 64, 2152, 16, 24, 16, 16, 16, 16, 9]);
         assert_eq!((LAYOUT_VERSION, sizes), known, "another layout takes another LAYOUT_VERSION");
     }
 

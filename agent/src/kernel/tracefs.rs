@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::input;
+
 /// Fields of one tracepoint.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Format {
@@ -76,11 +78,13 @@ pub fn find(configured: Option<&Path>) -> Result<PathBuf, String> {
 #[must_use]
 pub fn format(tracefs: &Path, category: &str, name: &str) -> Option<Format> {
     let path = tracefs.join("events").join(category).join(name).join("format");
-    std::fs::read_to_string(path).ok().map(|text| Format::parse(&text))
+    input::read_text(&path).ok().map(|text| Format::parse(&text))
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const MARK_VICTIM: &str = "name: mark_victim\nID: 609\nformat:\n\
@@ -100,5 +104,21 @@ mod tests {
         assert_eq!(format.offset("saddr", 4), Some(32));
         assert_eq!(format.offset("pid", 8), None, "a field of another size is not the field");
         assert_eq!(format.offset("broken", 4), None);
+    }
+
+    proptest! {
+        #[test]
+        fn every_field_of_a_format_is_found_where_it_lies(
+            fields in proptest::collection::btree_map("[a-z][a-z0-9_]{0,12}", (any::<u32>(), 1_u64..64), 1..12),
+        ) {
+            let lines = fields.iter().map(|(name, (offset, size))| {
+                format!("\tfield:unsigned long {name};\toffset:{offset};\tsize:{size};\tsigned:0;\n")
+            });
+            let format = Format::parse(&lines.collect::<String>());
+            for (name, (offset, size)) in &fields {
+                prop_assert_eq!(format.offset(name, *size), Some(u64::from(*offset)));
+                prop_assert_eq!(format.offset(name, size + 1), None);
+            }
+        }
     }
 }

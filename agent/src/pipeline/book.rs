@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::cost::{Cost, Draining};
 use super::fates::Fates;
 use crate::event::{
     CgroupTotals, Errno, Identity, IdentityTotals, OomScope, Probe, ProbeFates, SubjectWindow, Tick, Totals,
@@ -31,6 +32,8 @@ pub struct Book {
     pub changes: Changes,
     /// What user space did.
     pub fates: Fates,
+    /// What it took to do it.
+    pub draining: Draining,
     report: Report,
     /// OOM kills by cgroup and scope; apart, so that a reading of the counters never holds up one.
     oom_kills: Mutex<OomKills>,
@@ -105,6 +108,7 @@ impl OomKills {
 struct Inner {
     counters: Option<Counters>,
     shards: u64,
+    cost: Option<Cost>,
     previous: HashMap<u64, Previous>,
     read_at: Duration,
     dropped: u64,
@@ -128,8 +132,9 @@ struct Previous {
 impl Book {
     /// Opens the book of these counters, none when nothing could be loaded.
     #[must_use]
-    pub fn new(
+    pub(super) fn new(
         counters: Option<(Counters, u64)>,
+        cost: Option<Cost>,
         kept: Kept,
         report: Report,
         (cgroups, processes): (Cgroups, Processes),
@@ -142,6 +147,7 @@ impl Book {
         let mut inner = Inner {
             counters,
             shards,
+            cost,
             previous: HashMap::new(),
             read_at: now_mono,
             dropped: 0,
@@ -157,6 +163,7 @@ impl Book {
             cri: Arc::default(),
             changes: Changes::default(),
             fates,
+            draining: Draining::default(),
             report,
             oom_kills: Mutex::new(oom_kills),
             inner: Mutex::new(inner),
@@ -212,9 +219,10 @@ impl Book {
             unnamed.oom_kills.push((OomScope::Unknown, inner.nameless_kills));
             cgroups.push(unnamed);
         }
+        let cost = inner.cost.as_ref().map(Cost::totals);
         drop(inner);
         let identity = self.identity_totals();
-        Ok(Totals { cgroups, fates, programs, probes: self.report.to_vec(), identity })
+        Ok(Totals { cost, cgroups, fates, programs, probes: self.report.to_vec(), identity })
     }
 
     /// What moved since the last window.
@@ -230,6 +238,9 @@ impl Book {
         let fates = balances(&self.fates, &reading);
         let length = now_mono.saturating_sub(inner.read_at);
         inner.read_at = now_mono;
+        if let Some(cost) = &mut inner.cost {
+            cost.step(length, &self.draining)?;
+        }
         let mut subjects = Vec::new();
         for (id, counts) in &reading.cgroups {
             let previous = inner.previous.entry(*id).or_default();
@@ -419,7 +430,7 @@ mod tests {
             Cgroups::new(&hierarchies, 1 << 20, Duration::ZERO),
             Processes::new("/proc".into(), crate::privilege::links::Links::here(), 1 << 20, 0),
         );
-        let book = Book::new(None, Kept::default(), Arc::default(), names, Duration::ZERO);
+        let book = Book::new(None, None, Kept::default(), Arc::default(), names, Duration::ZERO);
         let reading = lock(&book.inner);
         let (done, counted) = std::sync::mpsc::channel();
         std::thread::scope(|scope| {

@@ -113,6 +113,11 @@ impl Drain {
     }
 
     fn drain_batch(&mut self, raws: &mut Vec<Raw>) {
+        let book = Arc::clone(&self.book);
+        book.draining.measure(|| self.drain_some(raws));
+    }
+
+    fn drain_some(&mut self, raws: &mut Vec<Raw>) {
         let is_empty = self.drain_once(raws) < BATCH;
         if !is_empty {
             // There may be more: again, after what else is waiting.

@@ -7,7 +7,8 @@ use super::book::{Book, lock};
 use super::clock::WallClock;
 use crate::event::decode::{Raw, RawBody, RawOomKill, RawWrite};
 use crate::event::{Body, Event, FileWrite, Identity, OomKill, OomScope, Task};
-use crate::identity::{Files, OomFunctions};
+use crate::identity::{Files, OomFunctions, is_dying, is_exiting};
+use crate::input;
 use crate::privilege::links::Links;
 
 /// Gives names to records.
@@ -65,7 +66,7 @@ impl Enricher {
     fn identity_from_proc(&self, raw: &Raw, book: &Book) -> (u64, Arc<Identity>) {
         let RawBody::OomKill(_) = raw.body else { return Default::default() };
         let Some(pid) = raw.task.tid.or(raw.task.pid) else { return Default::default() };
-        let text = std::fs::read_to_string(self.proc.join(format!("{pid}/cgroup"))).unwrap_or_default();
+        let text = input::read_text(&self.proc.join(format!("{pid}/cgroup"))).unwrap_or_default();
         // Of a task that is exiting the kernel says that it sits in the root of every v1 hierarchy.
         if self.is_exiting(pid) {
             return Self::identity_from_before(&raw.task, book);
@@ -119,33 +120,20 @@ impl Enricher {
     }
 
     fn comm_of(&self, pid: u32) -> Option<Box<str>> {
-        let comm = std::fs::read_to_string(self.proc.join(format!("{pid}/comm"))).ok()?;
+        let comm = input::read_text(&self.proc.join(format!("{pid}/comm"))).ok()?;
         Some(comm.trim_end_matches('\n').into())
     }
 
-    /// Whether the task is gone or on its way (PF_EXITING in field 9 of proc_pid_stat(5)).
+    /// Whether the task is gone or on its way.
     fn is_exiting(&self, tid: u32) -> bool {
-        const PF_EXITING: u64 = 4;
-        let stat = std::fs::read_to_string(self.proc.join(format!("{tid}/stat"))).unwrap_or_default();
-        // The name in parentheses may hold anything, blanks and parentheses too.
-        let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
-        let flags = fields.split_whitespace().nth(6).and_then(|flags| flags.parse::<u64>().ok());
-        flags.is_none_or(|flags| flags & PF_EXITING != 0)
+        is_exiting(&input::read_text(&self.proc.join(format!("{tid}/stat"))).unwrap_or_default())
     }
 
     /// Marking is not killing: whether the victim is gone, or has SIGKILL pending.
     fn is_dying(&self, pid: u32) -> bool {
-        const SIGKILL_BIT: u64 = 1 << (libc::SIGKILL - 1);
-        match std::fs::read_to_string(self.proc.join(format!("{pid}/status"))) {
+        match input::read_text(&self.proc.join(format!("{pid}/status"))) {
             Err(error) => error.kind() == std::io::ErrorKind::NotFound,
-            Ok(status) => status.lines().any(|line| {
-                let pending = line.strip_prefix("ShdPnd:").or_else(|| line.strip_prefix("SigPnd:"));
-                let pending = pending.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
-                pending.is_some_and(|mask| mask & SIGKILL_BIT != 0)
-                    || line
-                        .strip_prefix("State:")
-                        .is_some_and(|state| state.trim_start().starts_with(['Z', 'X']))
-            }),
+            Ok(status) => is_dying(&status),
         }
     }
 }

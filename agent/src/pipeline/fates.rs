@@ -101,6 +101,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_record_that_cannot_be_read_is_counted_once_under_its_own_reason() {
+        let errors = [
+            DecodeError::TooShort(3),
+            DecodeError::TooLong(9999),
+            DecodeError::SizeMismatch { have: 1, says: 2 },
+            DecodeError::UnknownKind(99),
+            DecodeError::UnknownValue("outcome"),
+        ];
+        for error in errors {
+            let fates = Fates::default();
+            fates.unreadable(Probe::OomKill, error);
+            let balance = fates.balance(Probe::OomKill, &KernelFates::default());
+            let counted: Vec<_> = balance.dropped.iter().filter(|(_, count)| *count != 0).collect();
+            assert_eq!(counted, [&(error.reason(), 1)]);
+            let other = fates.balance(Probe::FileWrite, &KernelFates::default());
+            assert_eq!(other.seen, 0, "another probe's");
+        }
+    }
+
+    #[test]
     fn the_identity_holds_while_records_are_in_flight() {
         let fates = Fates::default();
         fates.delivered(Probe::FileWrite);

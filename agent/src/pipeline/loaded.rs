@@ -1,4 +1,4 @@
-//! The kernel core as the pipeline has it: its parts, or why there is none, and what that means.
+//! The kernel core as the pipeline takes it over, and what is missing where it did not start.
 
 use std::sync::Arc;
 
@@ -14,6 +14,7 @@ pub(super) struct LoadedCore {
     pub(super) rings: Option<(crate::kernel::Rings, crate::kernel::OomRing)>,
     pub(super) diagnostics: Option<crate::kernel::Diagnostics>,
     pub(super) counters: Option<(crate::kernel::Counters, u64)>,
+    pub(super) costs: Option<crate::kernel::Costs>,
     pub(super) kept: crate::kernel::Kept,
     pub(super) report: Report,
     pub(super) failure: Option<String>,
@@ -30,6 +31,7 @@ impl LoadedCore {
                 rings: Some((core.rings, core.oom_ring)),
                 diagnostics: Some(core.diagnostics),
                 counters: Some((core.counters, core.shards)),
+                costs: Some(core.costs),
                 kept: core.kept,
                 report: core.report,
                 failure: None,
@@ -41,6 +43,7 @@ impl LoadedCore {
                 rings: None,
                 diagnostics: None,
                 counters: None,
+                costs: None,
                 kept: crate::kernel::Kept::default(),
                 report: Arc::default(),
                 unkept: None,

@@ -7,15 +7,18 @@
 
 mod book;
 mod clock;
+mod cost;
 mod drain;
 mod enrich;
 mod fates;
+mod governor;
 mod hierarchy;
 mod loaded;
 mod losses;
 mod outlet;
 mod prepare;
 mod start;
+mod state_lock;
 
 pub use book::Book;
 pub use prepare::{Prepared, prepare};

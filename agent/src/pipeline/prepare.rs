@@ -8,8 +8,10 @@ use tokio::sync::oneshot;
 
 use super::book::Book;
 use super::clock::{monotonic, slept_ns};
+use super::cost::Cost;
 use super::loaded::{LoadedCore, start_core};
-use super::start::{StartError, lock_state_dir, start_policies};
+use super::start::{StartError, start_policies};
+use super::state_lock::lock_state_dir;
 use crate::config::Config;
 use crate::healing::policy::{PolicySet, Spec};
 use crate::identity::{Cgroups, OomFunctions, Processes};
@@ -86,6 +88,7 @@ pub fn prepare(config: &Config, config_file: Option<&Path>) -> Result<Prepared, 
     let notes = kept.notes.take();
     let book = Arc::new(Book::new(
         loaded.counters.take(),
+        loaded.costs.take().map(|costs| Cost::new(costs, config.kernel.cost_budget)),
         kept,
         Arc::clone(&loaded.report),
         (cgroups, processes),

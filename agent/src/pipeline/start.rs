@@ -1,8 +1,6 @@
 //! Starting the agent and ending it in order.
 
-use std::fs::{File, TryLockError};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -27,6 +25,7 @@ use crate::healing::{Ends, Healer, HealerClient};
 use crate::identity::OomFunctions;
 use crate::identity::cri::{self, Cri};
 use crate::incidents::{self, Incidents};
+use crate::input;
 use crate::kernel::{Notes, Programs};
 use crate::server::{Api, LocalSocket, Readiness, Server, State};
 use crate::sink::history::History;
@@ -457,46 +456,10 @@ fn reload_policies(config: &Config) -> Option<PolicySet> {
     }
 }
 
-/// Holds the state folder for this process. A folder that cannot be made or written is said and done
-/// without: what is kept there is then not kept.
-pub(super) fn lock_state_dir(folder: &Path) -> Result<Option<File>, StartError> {
-    let path = folder.join("agent.lock");
-    let opened = std::fs::create_dir_all(folder)
-        .and_then(|()| File::options().create(true).read(true).write(true).truncate(false).open(&path));
-    let mut file = match opened {
-        Ok(file) => file,
-        Err(error) => {
-            tracing::error!(
-                "{} cannot be used ({error}): nothing is kept there; make it writable or set `state_dir`",
-                folder.display()
-            );
-            return Ok(None);
-        }
-    };
-    match file.try_lock() {
-        Ok(()) => {
-            let pid = format!("{}\n", std::process::id());
-            if let Err(error) = file.set_len(0).and_then(|()| file.write_all(pid.as_bytes())) {
-                tracing::error!("{} cannot be written ({error}): free space there", path.display());
-            }
-            Ok(Some(file))
-        }
-        Err(TryLockError::WouldBlock) => {
-            let pid = std::fs::read_to_string(&path).unwrap_or_default();
-            let pid = if pid.trim().is_empty() { "unknown".to_owned() } else { pid.trim().to_owned() };
-            Err(StartError::InUse { folder: folder.to_path_buf(), pid })
-        }
-        Err(TryLockError::Error(error)) => {
-            tracing::warn!("{} cannot be locked ({error})", path.display());
-            Ok(Some(file))
-        }
-    }
-}
-
 /// The node's name: configured, or the host's.
 fn node_name(config: &Config) -> Arc<str> {
     let host = || {
-        let name = std::fs::read_to_string(config.host.proc.join("sys/kernel/hostname")).unwrap_or_default();
+        let name = input::read_text(&config.host.proc.join("sys/kernel/hostname")).unwrap_or_default();
         if name.trim().is_empty() { "localhost".to_owned() } else { name.trim().to_owned() }
     };
     config.node.clone().unwrap_or_else(host).into()

@@ -73,7 +73,11 @@ pub(super) async fn events(
     ([(CONTENT_TYPE, content_type)], body).into_response()
 }
 
-fn parse_since(text: &str, now: WallTime) -> Result<WallTime, String> {
+/// The time that `since=…` means: a time, or a length of time before `now`. Pure.
+///
+/// # Errors
+/// A sentence that repeats the text and names both forms.
+pub fn parse_since(text: &str, now: WallTime) -> Result<WallTime, String> {
     // A plus that was not escaped arrives as a blank.
     if let Some(time) = WallTime::parse(&text.replace(' ', "+")) {
         return Ok(time);

@@ -81,7 +81,10 @@ fn is_local(request: &Request, node: &str) -> bool {
     hosts.chain(target).all(|host| host.is_some_and(|host| is_local_name(host, node)))
 }
 
-fn is_local_name(host: &str, node: &str) -> bool {
+/// Whether a `Host` header, or the authority of a request's target, names this host and nobody else: an address
+/// of loopback, `localhost`, or the node's own name. Pure.
+#[must_use]
+pub fn is_local_name(host: &str, node: &str) -> bool {
     let Ok(authority) = host.parse::<Authority>() else { return false };
     if authority.as_str().contains('@') {
         return false;

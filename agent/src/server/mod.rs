@@ -36,6 +36,8 @@ use crate::sink::history::History;
 use crate::sink::metrics::Counters;
 use crate::sink::stdout::Printer;
 
+pub use events::parse_since;
+pub use guard::is_local_name;
 pub use local::{LocalError, LocalSocket};
 
 /// Connections at once; those beyond are refused.

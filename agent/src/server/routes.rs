@@ -126,6 +126,11 @@ async fn status(Extract(app): Extract<Arc<App>>) -> Response {
         "health": *health,
         "probes": probes(&totals),
         "events": fates(&totals.fates),
+        "cost": totals.cost.as_ref().map(|cost| json!({
+            "node_ratio": cost.node_ratio,
+            "budget_ratio": cost.budget_ratio,
+            "records_kept": Map::from_iter(cost.kept_ratios.map(|(lane, ratio)| (lane.to_owned(), json!(ratio)))),
+        })),
         "healing": { "mode": *app.state.healing_mode.borrow() },
     }))
     .into_response()

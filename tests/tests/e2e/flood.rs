@@ -10,6 +10,8 @@ use galen_tests::wait::{Look, eventually, pass};
 use std::time::Duration;
 use tempfile::TempDir;
 
+use super::lifecycle::{oom, small_cgroup};
+
 /// The smallest rings there are, and every write into them.
 const FLOODED: &str = "kernel: { ring_bytes: 64KiB, file_write: { emit: all } }\n";
 const WRITES: u64 = 200_000;
@@ -192,4 +194,32 @@ fn oom_kills_whose_records_are_lost_are_counted_under_their_cgroup() -> Result<(
         "{lost} without a record of {kills}, {of_unknown_scope} of unknown scope, {told} told, and {dropped} dropped"
     );
     Ok(())
+}
+
+/// A budget that no flood keeps to.
+#[test]
+fn a_flood_beyond_the_budget_is_sampled_counted_exactly_and_forgotten_after_it() -> Result<()> {
+    let agent = Agent::start("kernel: { cost_budget: 0.0005, file_write: { emit: all } }\n")?;
+    let (cgroup, folder) = (Cgroup::new("budget")?, TempDir::with_prefix("galen-test-")?);
+    let kept = |metrics: &Metrics| metrics.sum("galen_records_kept_ratio", &[("lane", "details")]);
+    ensure!(kept(&agent.metrics()?) == 1.0, "every record is made at first");
+    for writer in writers(&cgroup, &folder)? {
+        writer.finish()?;
+    }
+    counters_are_exact(&agent, &cgroup)?;
+    settles(&agent)?;
+    let metrics = agent.metrics()?;
+    let lowest = kept(&metrics);
+    ensure!(lowest < 1.0, "of the records {lowest} are made");
+    let sampled = metrics.sum("galen_events_sampled_total", &[("probe", "file_write")]);
+    let filtered = metrics.sum("galen_events_filtered_total", &[("probe", "file_write")]);
+    ensure!(sampled + filtered > 0.0, "none was left out");
+    // A kill is told whatever the budget is.
+    let small = small_cgroup()?;
+    let pid = oom(&small)?;
+    agent.event("oom_kill", |event| event["victim_pid"] == pid)?;
+    eventually(Duration::from_secs(60), "more records to be made again", || {
+        let now = kept(&agent.metrics()?);
+        Ok(if now > lowest { Look::Done(()) } else { Look::NotYet(format!("{lowest}, now {now}")) })
+    })
 }

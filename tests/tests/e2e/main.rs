@@ -4,6 +4,8 @@
 //! Needs root, `ip` (iproute2), containerd with runc, and a memory controller. Each test has a state folder, a port and cgroups of
 //! its own; what another process on the machine does is in other cgroups and disturbs none of them.
 
+mod bad_bytes;
+mod bad_host;
 mod bad_input;
 mod bounded;
 mod command_line;

@@ -1,4 +1,4 @@
-//! Suite `deny`: cargo-deny over both workspaces, by the rules in `deny.toml`.
+//! Suite `deny`: cargo-deny over all workspaces, by the rules in `deny.toml`.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -10,14 +10,15 @@ use super::{Context, Outcome};
 use crate::{paths, process};
 
 const VERSION: &str = "0.20.2";
+const MANIFESTS: [&str; 3] = ["Cargo.toml", "ebpf/Cargo.toml", "fuzz/Cargo.toml"];
 
 pub(super) fn run(_: &Context) -> Result<Outcome> {
     let deny = find_or_install()?;
-    for manifest in ["Cargo.toml", "ebpf/Cargo.toml"] {
+    for manifest in MANIFESTS {
         process::run(check(&deny, manifest).args(["licenses", "bans", "sources"]))
             .with_context(|| format!("the dependencies of {manifest} break a rule of deny.toml"))?;
     }
-    for manifest in ["Cargo.toml", "ebpf/Cargo.toml"] {
+    for manifest in MANIFESTS {
         let output = check(&deny, manifest).arg("advisories").output().context("cannot start cargo-deny")?;
         let said = String::from_utf8_lossy(&output.stderr);
         eprint!("{said}");

@@ -86,6 +86,7 @@ fn check_xtask(words: &[&str]) -> Result<()> {
     };
     match parsed.command {
         Xtask::Test { names, .. } => {
+            let (names, _) = super::names_and_seconds(names);
             let named: Vec<_> = names.into_iter().filter(|name| !is_placeholder(name)).collect();
             super::choose(&named).map(drop)
         }

@@ -29,8 +29,8 @@ pub(crate) fn lint() -> Result<()> {
 }
 
 fn formatter(arguments: &[&str]) -> Result<()> {
-    // The kernel side is a workspace of its own.
-    for directory in [paths::root(), paths::root().join("ebpf")] {
+    // The kernel side and the fuzz targets are workspaces of their own.
+    for directory in [paths::root(), paths::root().join("ebpf"), paths::root().join("fuzz")] {
         let mut command: Command = process::cargo();
         command.current_dir(&directory).args(["fmt", "--all"]).args(arguments);
         process::run(&mut command).with_context(|| {

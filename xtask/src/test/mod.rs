@@ -1,10 +1,14 @@
 //! `cargo xtask test`: named suites, each with what it needs, one closing line for all.
 
+#[cfg(test)]
+mod bad_input;
 mod deny;
 mod docs;
 mod e2e;
 mod fresh;
+mod fuzz;
 pub(crate) mod lint;
+mod sanitize;
 mod shell;
 mod structure;
 mod vm;
@@ -32,6 +36,8 @@ pub(crate) enum Outcome {
 pub(crate) struct Options {
     /// The fresh machine runs the unit tests only.
     pub(crate) short: bool,
+    /// What each fuzz target gets.
+    pub(crate) seconds: Option<u64>,
     /// Kernels of suite `vm`; all of them when none is named.
     pub(crate) kernels: Vec<String>,
     /// All end-to-end tests on each kernel of suite `vm`.
@@ -74,7 +80,7 @@ struct Suite {
 }
 
 /// In the order they run: what is quick and breaks most comes first.
-const SUITES: [Suite; 8] = [
+const SUITES: [Suite; 10] = [
     Suite {
         name: "unit",
         about: "unit tests of the agent, the shared crate and xtask, the layout rules among them",
@@ -116,6 +122,22 @@ const SUITES: [Suite; 8] = [
         run: lint::suite,
     },
     Suite {
+        name: "fuzz",
+        about: "every parser's fuzz target: its corpus, then new inputs for 5 s each or as many as are named",
+        needs: "a C++ compiler",
+        time: "6 min, 2 min when built",
+        by_default: false,
+        run: fuzz::run,
+    },
+    Suite {
+        name: "sanitize",
+        about: "unit tests under AddressSanitizer, and those of kernel bytes under Miri where it can be had",
+        needs: "a C compiler; rustup's nightly for Miri",
+        time: "8 min, 3 min when built",
+        by_default: false,
+        run: sanitize::run,
+    },
+    Suite {
         name: "deny",
         about: "licences, sources, bans and known vulnerabilities of all dependencies",
         needs: "network for the advisories; installs cargo-deny",
@@ -148,6 +170,13 @@ pub(crate) fn list() {
         let mark = if *by_default { "*" } else { " " };
         println!("{mark} {name:<10} {about}\n  {:<10} needs {needs}; about {time}", "");
     }
+}
+
+/// Names of suites, and how many seconds each fuzz target gets: no suite is called by a number.
+pub(crate) fn names_and_seconds(mut names: Vec<String>) -> (Vec<String>, Option<u64>) {
+    let seconds = names.iter().find_map(|name| name.parse().ok());
+    names.retain(|name| name.parse::<u64>().is_err());
+    (names, seconds)
 }
 
 /// Runs the named suites, or the default ones.

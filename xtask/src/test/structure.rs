@@ -49,7 +49,7 @@ pub(super) fn run(_: &Context) -> Result<Outcome> {
 fn check(root: &Path) -> Result<Vec<String>> {
     let mut wrong = Vec::new();
     let mut unsafe_files = BTreeSet::new();
-    for package in ["agent", "common", "ebpf", "tests", "xtask"] {
+    for package in ["agent", "common", "ebpf", "fuzz", "tests", "xtask"] {
         for file in sources(&root.join(package))? {
             let text =
                 fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
@@ -69,7 +69,7 @@ fn check(root: &Path) -> Result<Vec<String>> {
     Ok(wrong)
 }
 
-fn sources(directory: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn sources(directory: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory).with_context(|| format!("cannot list {}", directory.display()))? {
         let path = entry.with_context(|| format!("cannot list {}", directory.display()))?.path();

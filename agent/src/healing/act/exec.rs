@@ -181,9 +181,11 @@ fn spawn(program: &Program, args: &[String]) -> std::io::Result<Child> {
         .stderr(Stdio::piped())
         .process_group(0)
         .kill_on_drop(true);
-    // SAFETY: prctl is async-signal-safe and the closure neither allocates nor takes locks.
+    // SAFETY: signal and prctl are async-signal-safe and the closure neither allocates nor takes locks.
     unsafe {
         command.pre_exec(|| {
+            // What is ignored stays so across exec; see `limits`.
+            libc::signal(libc::SIGXFSZ, libc::SIG_DFL);
             if libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 {
                 Ok(())
             } else {

@@ -19,6 +19,7 @@ use hyper_util::rt::TokioExecutor;
 use tokio::sync::OnceCell;
 
 use super::Outcome;
+use crate::input;
 
 /// A response's body is read up to here, in bytes, and thrown away.
 const RESPONSE_MAX_BYTES: usize = 64 * 1024;
@@ -132,7 +133,9 @@ async fn request(
 /// Read anew each time, so that a rotated token is used without a reload.
 async fn bearer(path: &Path) -> Result<HeaderValue, Outcome> {
     let name = path.display();
-    let bytes = tokio::fs::read(path).await.map_err(|error| {
+    let file = path.to_path_buf();
+    let read = tokio::task::spawn_blocking(move || input::read_bytes(&file, 2 * TOKEN_MAX_BYTES as u64));
+    let bytes = read.await.map_err(std::io::Error::other).flatten().map_err(|error| {
         Outcome::FailedPermanent(format!("the token file {name} cannot be read: {error}"))
     })?;
     let wrong = || Outcome::FailedPermanent(format!("the token file {name} holds no token of one line"));

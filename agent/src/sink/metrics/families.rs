@@ -50,6 +50,10 @@ families! {
     PROBE_INFO "galen_probe_info" Info "Which hook each probe uses.";
     BPF_RUN_SECONDS "galen_bpf_run_seconds_total" Counter "Time that programs ran in the kernel.";
     BPF_RUNS "galen_bpf_runs_total" Counter "Times that programs ran in the kernel.";
+    BPF_ESTIMATED_SECONDS "galen_bpf_estimated_seconds_total" Counter "Time that programs took, estimated by themselves.";
+    COST "galen_cost_ratio" Gauge "Share of the node's CPU time that the agent and its programs take.";
+    COST_BUDGET "galen_cost_budget_ratio" Gauge "Share of the node's CPU time that they may take before fewer records are made.";
+    RECORDS_KEPT "galen_records_kept_ratio" Gauge "Share of notable events of which a record is made.";
     IDENTITY_ENTRIES "galen_identity_entries" Gauge "What is kept to name cgroups, containers and processes.";
     IDENTITY_BYTES "galen_identity_bytes" Gauge "Bytes that it takes.";
     IDENTITY_EVICTIONS "galen_identity_evictions_total" Counter "Entries forgotten for want of room.";

@@ -1,11 +1,13 @@
 //! Families from the kernel's counters.
 
+use galen_common::cost::Part;
+
 use super::Exporter;
 use super::bounded::{Bounded, Values, identity_labels};
 use super::buckets::{self, Bounds};
 use super::encoder::{Encoder, Labels, Seconds, label};
 use super::families::{self, Family};
-use crate::event::{CgroupTotals, ConnectPhase, Histogram, Outcome, Probe, ProbeFates, Totals};
+use crate::event::{CgroupTotals, ConnectPhase, CostTotals, Histogram, Outcome, Probe, ProbeFates, Totals};
 
 /// Reasons of losses before a record is looked at: exported from 0, so that a rate sees the first one.
 const KERNEL_REASONS: [&str; 3] = ["agent_ended", "no_ring", "ring_full"];
@@ -57,6 +59,9 @@ pub(super) fn render(encoder: &mut Encoder, exporter: &mut Exporter, totals: &To
     }
     render_fates(encoder, &totals.fates);
     render_programs(encoder, totals);
+    if let Some(cost) = &totals.cost {
+        render_cost(encoder, cost);
+    }
 }
 
 fn render_counter(encoder: &mut Encoder, family: &Family, bounded: &mut Bounded<u64>, values: Values<u64>) {
@@ -170,5 +175,21 @@ fn render_programs(encoder: &mut Encoder, totals: &Totals) {
     encoder.family(&families::BPF_MISSED_RUNS);
     for (name, [.., missed]) in &programs {
         encoder.sample(&families::BPF_MISSED_RUNS, &label("program", name), missed);
+    }
+}
+
+fn render_cost(encoder: &mut Encoder, cost: &CostTotals) {
+    encoder.family(&families::BPF_ESTIMATED_SECONDS);
+    for part in Part::ALL {
+        let labels = label("part", part.name());
+        encoder.sample(&families::BPF_ESTIMATED_SECONDS, &labels, Seconds(cost.estimated_ns[part as usize]));
+    }
+    encoder.family(&families::COST);
+    encoder.sample(&families::COST, &Labels::default(), cost.node_ratio);
+    encoder.family(&families::COST_BUDGET);
+    encoder.sample(&families::COST_BUDGET, &Labels::default(), cost.budget_ratio);
+    encoder.family(&families::RECORDS_KEPT);
+    for (lane, ratio) in cost.kept_ratios {
+        encoder.sample(&families::RECORDS_KEPT, &label("lane", lane), ratio);
     }
 }

@@ -1,7 +1,10 @@
 //! `process_*`: what the agent's own process uses.
 
+use std::path::Path;
+
 use super::encoder::{Encoder, Seconds};
 use super::families::{self, Family};
+use crate::input;
 
 /// Ticks a second in `/proc/PID/stat`: `USER_HZ`, 100 on every architecture that runs eBPF in Rust.
 const TICK_NS: u64 = 1_000_000_000 / 100;
@@ -22,7 +25,7 @@ impl Process {
     /// Reads the files; blocks for less than a millisecond.
     #[must_use]
     pub fn read() -> Self {
-        let file = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let file = |path: &str| input::read_text(Path::new(path)).unwrap_or_default();
         let mut process = Self::parse(
             &file("/proc/self/stat"),
             &file("/proc/self/status"),
@@ -35,7 +38,10 @@ impl Process {
         process
     }
 
-    fn parse(stat: &str, status: &str, limits: &str, system: &str) -> Self {
+    /// What the texts of `/proc/self/stat`, `status` and `limits`, and of `/proc/stat`, say. A number that is too
+    /// large to be one is as absent as one that is not there. Pure.
+    #[must_use]
+    pub fn parse(stat: &str, status: &str, limits: &str, system: &str) -> Self {
         // The name in parentheses may hold spaces and parentheses; the fields start after the last one. The
         // first of them is the state, field 3 in proc(5).
         let fields: Vec<&str> =
@@ -43,7 +49,7 @@ impl Process {
         let field = |number: usize| fields.get(number - 3).and_then(|text| text.parse::<u64>().ok());
         let kib = |name: &str| -> Option<u64> {
             let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-            line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
+            line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
         };
         let boot_seconds: Option<u64> = system
             .lines()
@@ -51,8 +57,12 @@ impl Process {
             .and_then(|text| text.trim().parse().ok());
         let open_files = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
         Self {
-            cpu_ns: field(14).zip(field(15)).map(|(user, system)| (user + system) * TICK_NS),
-            start_ns: field(22).zip(boot_seconds).map(|(ticks, boot)| boot * 1_000_000_000 + ticks * TICK_NS),
+            cpu_ns: field(14)
+                .zip(field(15))
+                .and_then(|(user, system)| user.checked_add(system)?.checked_mul(TICK_NS)),
+            start_ns: field(22).zip(boot_seconds).and_then(|(ticks, boot)| {
+                boot.checked_mul(1_000_000_000)?.checked_add(ticks.checked_mul(TICK_NS)?)
+            }),
             threads: field(20),
             resident_bytes: kib("VmRSS:"),
             virtual_bytes: kib("VmSize:"),
@@ -110,6 +120,10 @@ mod tests {
             process.threads >= Some(1) && process.start_ns > Some(1_600_000_000_000_000_000),
             "{process:?}"
         );
+        let vast = format!("7 (a) {}", format!("{} ", u64::MAX).repeat(30));
+        let vast =
+            Process::parse(&vast, &format!("VmRSS: {} kB", u64::MAX), "", &format!("btime {}", u64::MAX));
+        assert!(vast.cpu_ns.is_none() && vast.start_ns.is_none() && vast.resident_bytes.is_none());
         let empty = Process::parse("", "", "", "");
         assert!(empty.cpu_ns.is_none() && empty.max_fds.is_none());
     }

@@ -7,8 +7,8 @@ use super::families::{ALL, Type};
 use super::parser::{Page, parse};
 use super::*;
 use crate::event::{
-    Body, CgroupTotals, Errno, Event, Fault, HealthState, Histogram, Identity, IdentityTotals, OomScope,
-    Probe, ProbeFates, ProbeInfo, ProgramTotals, Signal, WallTime,
+    Body, CgroupTotals, CostTotals, Errno, Event, Fault, HealthState, Histogram, Identity, IdentityTotals,
+    OomScope, Probe, ProbeFates, ProbeInfo, ProgramTotals, Signal, WallTime,
 };
 use crate::healing::ActionCount;
 
@@ -63,7 +63,14 @@ fn totals(cgroups: Vec<CgroupTotals>) -> Totals {
         cri_failures: vec![("timed_out", 1)],
         ..IdentityTotals::default()
     };
+    let cost = CostTotals {
+        estimated_ns: [1_000, 2_500_000_000, 3],
+        node_ratio: 0.015,
+        budget_ratio: 0.01,
+        kept_ratios: [("details", 0.25), ("failures", 1.0)],
+    };
     Totals {
+        cost: Some(cost),
         cgroups,
         fates: vec![fates],
         programs: vec![program.clone(), program],

@@ -4,12 +4,14 @@ use std::fs::File;
 use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-fn create(file: &str) -> Result<File> {
-    File::create(file).with_context(|| format!("cannot create {file}"))
+fn create(file: impl AsRef<Path>) -> Result<File> {
+    let file = file.as_ref();
+    File::create(file).with_context(|| format!("cannot create {}", file.display()))
 }
 
 /// Each way to write, `times` times, with other lengths for each so that none can stand in for another.
@@ -30,7 +32,7 @@ pub(crate) fn mix(file: &str, times: u64) -> Result<Value> {
 }
 
 /// One write of this many bytes.
-pub(crate) fn one(file: &str, bytes: u64) -> Result<Value> {
+pub(crate) fn one(file: &Path, bytes: u64) -> Result<Value> {
     let buffer = vec![b'x'; usize::try_from(bytes).context("too large")?];
     let written = create(file)?.write(&buffer).context("write")?;
     Ok(json!({"writes": 1, "bytes": written}))
@@ -39,7 +41,7 @@ pub(crate) fn one(file: &str, bytes: u64) -> Result<Value> {
 /// Many threads that write at once, each to a file of its own.
 pub(crate) fn crowd(folder: &str, threads: u64, times: u64) -> Result<Value> {
     let files: Vec<File> =
-        (0..threads).map(|index| create(&format!("{folder}/{index}"))).collect::<Result<_>>()?;
+        (0..threads).map(|index| create(format!("{folder}/{index}"))).collect::<Result<_>>()?;
     let written: u64 = std::thread::scope(|scope| {
         let writers: Vec<_> = files
             .into_iter()

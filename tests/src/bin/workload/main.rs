@@ -9,11 +9,12 @@ mod files;
 mod setting;
 mod ways;
 
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -53,9 +54,8 @@ usage: galen-workload [--wait] [--netns FILE] [--dies-first] COMMAND
 example: galen-workload pwrite-file 100000 /var/tmp";
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = env::args().skip(1).collect();
-    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    match setting::enter(&words).and_then(run) {
+    let arguments: Vec<OsString> = env::args_os().skip(1).collect();
+    match run_as_said(&arguments) {
         Ok(said) => {
             println!("{said}");
             ExitCode::SUCCESS
@@ -65,6 +65,18 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+fn run_as_said(arguments: &[OsString]) -> Result<Value> {
+    // A file may have any name.
+    if let [word, file, bytes] = arguments
+        && word == "write-one"
+    {
+        return files::one(Path::new(file), number(&bytes.to_string_lossy())?);
+    }
+    let words: Option<Vec<&str>> = arguments.iter().map(|word| word.to_str()).collect();
+    let words = words.with_context(|| format!("arguments are UTF-8\n{USAGE}"))?;
+    setting::enter(&words).and_then(run)
 }
 
 fn run(words: &[&str]) -> Result<Value> {
@@ -84,11 +96,11 @@ fn run(words: &[&str]) -> Result<Value> {
             return files::crowd(folder, number(threads)?, number(times)?);
         }
         ["write-mix", file, times] => return files::mix(file, number(times)?),
-        ["write-one", file, bytes] => return files::one(file, number(bytes)?),
+        ["write-one", file, bytes] => return files::one(Path::new(file), number(bytes)?),
         ["write-others", times] => return files::others(number(times)?),
         ["write-way", way, source, file] => return ways::one(way, source, file),
         ["last-deeds", file, addr, mib] => {
-            files::one(file, 5)?;
+            files::one(Path::new(file), 5)?;
             try_connect(addr, 1)?;
             return take(number(mib)?).map(|held| json!({"mib": held.len()}));
         }
