@@ -39,6 +39,12 @@ pub mod map_names {
     pub const OOM_RECORDED: &str = "OOM_RECORDED";
     /// Exact connect counters and latency histogram, by [`crate::record::CgroupKey`].
     pub const CONNECT_STATS: &str = "CONNECT_STATS";
+    /// The place of each destination, by [`crate::tcp_connect::DestinationKey`].
+    pub const DESTINATIONS: &str = "DESTINATIONS";
+    /// Exact counters of destinations, by place and shard.
+    pub const DESTINATION_STATS: &str = "DEST_STATS";
+    /// Places that no destination has.
+    pub const DESTINATION_PLACES: &str = "DEST_PLACES";
     /// Writes under way, by thread id modulo the slots.
     pub const WRITE_SLOTS: &str = "WRITE_SLOTS";
     /// Writes under way whose slot was taken, by thread id.

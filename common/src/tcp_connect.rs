@@ -1,6 +1,6 @@
 //! Wire records of the TCP connect probe.
 
-use crate::histogram::BUCKETS;
+use crate::histogram::{BUCKETS, SCHEMA, ZERO_POWER};
 use crate::record::{Header, TASK_COMM_LEN};
 
 /// `TCP_ESTABLISHED` (include/net/tcp_states.h).
@@ -242,6 +242,58 @@ pub struct ConnectStats {
     pub latency_ns: [u64; BUCKETS],
 }
 
+/// Where connects go: key of the map of destinations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C, align(8))]
+pub struct DestinationKey {
+    /// Address in network byte order; IPv4 in the first four bytes, the rest zero.
+    pub address: [u8; 16],
+    /// `AF_INET` or `AF_INET6`.
+    pub family: u16,
+    /// Port, host byte order.
+    pub port: u16,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Place of the counters of all destinations that found no room of their own.
+pub const DESTINATION_OTHER: u32 = 0;
+/// Place that only the agent writes: what was counted for destinations whose places it gave to others.
+pub const DESTINATION_RETIRED: u32 = 1;
+/// First place of a single destination.
+pub const DESTINATION_FIRST: u32 = 2;
+/// Buckets of [`DestinationStats::latency`].
+pub const DESTINATION_BUCKETS: usize = 32;
+
+/// Exact counters of one destination and shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct DestinationStats {
+    /// Connects by [`Outcome`].
+    pub outcomes: [u64; 8],
+    /// Nanoseconds by [`Phase`], all outcomes.
+    pub phases_ns: [u64; 4],
+    /// SYNs sent again, all outcomes.
+    pub syn_retransmits: u64,
+    /// Established connects by [`destination_bucket`] of their latency.
+    pub latency: [u64; DESTINATION_BUCKETS],
+}
+
+/// The first bucket of a destination's histogram ends at two to this power, in seconds; each further one at the
+/// next power.
+pub const DESTINATION_FIRST_POWER: i32 = -18;
+
+/// The bucket of a destination's histogram that bucket `index` of [`crate::histogram`] falls into.
+#[inline(always)]
+#[must_use]
+pub const fn destination_bucket(index: usize) -> usize {
+    const BELOW: usize = (DESTINATION_FIRST_POWER - ZERO_POWER) as usize;
+    index.div_ceil(1 << SCHEMA).saturating_sub(BELOW)
+}
+
+const _: () = assert!(destination_bucket(BUCKETS - 1) < DESTINATION_BUCKETS);
+const _: () = assert!(size_of::<DestinationKey>() == 24);
+const _: () = assert!(size_of::<DestinationStats>() == 104 + 8 * DESTINATION_BUCKETS);
 const _: () = assert!(size_of::<TcpConnectRecord>() == 56 + 8 + 32 + 8 + 16 + 8);
 const _: () = assert!(size_of::<ConnectStart>() == 48);
 const _: () = assert!(size_of::<ConnectStats>() == 168 + 8 * BUCKETS);

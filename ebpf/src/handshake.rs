@@ -4,8 +4,9 @@
 //! is in SYN_SENT that is a SYN (`tcp_wstamp_ns`, Linux 4.20). It is read only where it says more than the
 //! start and the end do: most connects are answered at once.
 
-use galen_common::tcp_connect::{LATENCY_UNKNOWN_NS, Outcome, UNKNOWN, connect_flags};
+use galen_common::tcp_connect::{LATENCY_UNKNOWN_NS, Outcome, Phase, UNKNOWN, connect_flags};
 
+use crate::emit::add;
 use crate::read::{Probe, Reader};
 use crate::settings::{self, get, has};
 
@@ -114,4 +115,24 @@ pub unsafe fn timing(sk: *const u8, ended: &Ended) -> Timing {
         return Timing { latency_ns: LATENCY_UNKNOWN_NS, ..unknown };
     }
     Timing { latency_ns, syn_retransmit_wait_ns: last_syn_ns - ended.start_ns }
+}
+
+/// Adds a connect's time to the sums by [`Phase`].
+///
+/// # Safety
+/// `phases_ns` must point to an array of them in a map's value.
+#[inline(always)]
+pub unsafe fn add_phases(phases_ns: *mut u64, timing: &Timing, outcome: u32) {
+    let wait_ns = timing.syn_retransmit_wait_ns;
+    if wait_ns == LATENCY_UNKNOWN_NS || timing.latency_ns == LATENCY_UNKNOWN_NS {
+        return;
+    }
+    let last = if Outcome::is_answer(outcome) { Phase::RoundTrip } else { Phase::Unanswered };
+    // SAFETY: the phases are indices into the array.
+    unsafe {
+        if wait_ns != 0 {
+            add(phases_ns.add(Phase::SynRetransmit as usize), wait_ns);
+        }
+        add(phases_ns.add(last as usize), timing.latency_ns.saturating_sub(wait_ns));
+    }
 }

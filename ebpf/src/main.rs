@@ -13,6 +13,7 @@
 
 mod cgroup;
 mod cost;
+mod destinations;
 mod emit;
 mod file_write;
 mod handshake;

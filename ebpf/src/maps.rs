@@ -1,6 +1,6 @@
 //! All maps. Sizes here are the least; the agent sets the real ones before loading.
 
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, Queue, RingBuf};
 use aya_ebpf::macros::btf_map;
 use galen_common::accounting::{FATES as FATE_COUNT, Probe};
 use galen_common::cgroup::change_counts;
@@ -11,7 +11,7 @@ use galen_common::file_write::{
 };
 use galen_common::globals::{FAILURE_RING_BYTES, Handled, RINGS_MAX, Runtime};
 use galen_common::record::CgroupKey;
-use galen_common::tcp_connect::{ConnectStart, ConnectStats};
+use galen_common::tcp_connect::{ConnectStart, ConnectStats, DestinationKey, DestinationStats};
 
 use crate::oom_kill::{Marked, VictimIdentity};
 
@@ -39,6 +39,20 @@ pub static OOM_RECORDED: PerCpuArray<Handled, 1> = PerCpuArray::new();
 
 #[btf_map]
 pub static CONNECT_STATS: HashMap<CgroupKey, ConnectStats, 64> = HashMap::new();
+
+/// The place of each destination in `DEST_STATS`. The counters are apart, so that the agent can take a
+/// destination's place away without losing what is counted at that very moment: the place is given to another
+/// one only when nobody can hold it any more.
+#[btf_map]
+pub static DESTINATIONS: HashMap<DestinationKey, u64, 64> = HashMap::new();
+
+/// By place times the shards, plus the shard.
+#[btf_map]
+pub static DEST_STATS: Array<DestinationStats, 64> = Array::new();
+
+/// Places that no destination has.
+#[btf_map]
+pub static DEST_PLACES: Queue<u32, 64> = Queue::new();
 
 #[btf_map]
 pub static WRITE_SLOTS: Array<WriteSlot, { WRITE_SLOTS_MAX as usize }> = Array::new();

@@ -42,6 +42,8 @@ settings! {
     CONNECT_EMIT: 0;
     /// A connect that takes this long is notable.
     CONNECT_SLOW_NS: 1_000_000_000;
+    /// Destinations of connects that are counted each on its own; 0 for none, and no counting by destination.
+    CONNECT_DESTINATIONS: 0;
     /// One of `globals::emit`.
     WRITE_EMIT: 0;
     /// A write that takes this long is notable.

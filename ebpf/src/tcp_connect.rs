@@ -14,13 +14,14 @@ use galen_common::globals::emit as emit_rule;
 use galen_common::histogram::{BUCKETS, bucket_of};
 use galen_common::record::{RecordKind, TASK_COMM_LEN};
 use galen_common::tcp_connect::{
-    AF_INET, AF_INET6, ConnectStart, ConnectStats, EADDRNOTAVAIL, LATENCY_UNKNOWN_NS, Outcome, Phase,
-    TCP_CLOSE, TCP_SYN_SENT, TcpConnectRecord, UNKNOWN, connect_flags,
+    AF_INET, AF_INET6, ConnectStart, ConnectStats, DestinationKey, EADDRNOTAVAIL, LATENCY_UNKNOWN_NS,
+    Outcome, TCP_CLOSE, TCP_SYN_SENT, TcpConnectRecord, UNKNOWN, connect_flags,
 };
 
 use crate::cost;
+use crate::destinations::{self, Counted};
 use crate::emit::{Lane, add, count, emit, is_handled, note_handled};
-use crate::handshake::{self, Ended, Timing};
+use crate::handshake::{self, Ended, Timing, add_phases};
 use crate::maps::{CONNECT_ENDED, CONNECT_STARTS, CONNECT_STATS};
 use crate::read::{Direct, Probe, Reader};
 use crate::settings::{self, get, has};
@@ -291,6 +292,8 @@ fn account(ctx: &impl EbpfContext, sk: u64, new_state: i32, at_end: &Endpoints) 
     let (timing, fast_open_flags) =
         unsafe { time_of(sk as *const u8, now, known.then_some(start_ns), at_end, outcome) };
     let Timing { latency_ns, syn_retransmit_wait_ns } = timing;
+    let is_timed = latency_ns != LATENCY_UNKNOWN_NS && outcome == Outcome::Established as u32;
+    let bucket = if is_timed { bucket_of(latency_ns) } else { BUCKETS };
     if let Some(stats) = stats::of_cgroup(ctx, &CONNECT_STATS, &ZERO, Subject::TcpConnect, cgroup_id) {
         // SAFETY: the outcome is below 8 and the bucket below BUCKETS.
         unsafe {
@@ -300,15 +303,21 @@ fn account(ctx: &impl EbpfContext, sk: u64, new_state: i32, at_end: &Endpoints) 
                 add(retransmits.add(outcome as usize & 7), u64::from(at_end.syn_retransmits));
             }
             add_phases((&raw mut (*stats).phases_ns).cast(), &timing, outcome);
-            if latency_ns != LATENCY_UNKNOWN_NS && outcome == Outcome::Established as u32 {
+            if bucket < BUCKETS {
                 add(&raw mut (*stats).latency_sum_ns, latency_ns);
-                let bucket = bucket_of(latency_ns);
-                if bucket < BUCKETS {
-                    add((&raw mut (*stats).latency_ns).cast::<u64>().add(bucket), 1);
-                }
+                add((&raw mut (*stats).latency_ns).cast::<u64>().add(bucket), 1);
             }
         }
     }
+    destinations::count(
+        &DestinationKey { address: at_end.daddr, family: at_end.family, port: at_end.dport, reserved: 0 },
+        &Counted {
+            outcome,
+            syn_retransmits: at_end.syn_retransmits,
+            timing: &timing,
+            bucket: (bucket < BUCKETS).then_some(bucket),
+        },
+    );
 
     let rule = get(&settings::CONNECT_EMIT);
     let notable = outcome != Outcome::Established as u32
@@ -365,25 +374,5 @@ unsafe fn time_of(
         let syn_retransmits = at_end.syn_retransmits;
         let ended = Ended { now_ns, start_ns, syn_retransmits, outcome, fast_open };
         (handshake::timing(sk, &ended), fast_open.flags)
-    }
-}
-
-/// Adds a connect's time to the sums by [`Phase`].
-///
-/// # Safety
-/// `phases_ns` must point to an array of them in a map's value.
-#[inline(always)]
-unsafe fn add_phases(phases_ns: *mut u64, timing: &Timing, outcome: u32) {
-    let wait_ns = timing.syn_retransmit_wait_ns;
-    if wait_ns == LATENCY_UNKNOWN_NS || timing.latency_ns == LATENCY_UNKNOWN_NS {
-        return;
-    }
-    let last = if Outcome::is_answer(outcome) { Phase::RoundTrip } else { Phase::Unanswered };
-    // SAFETY: the phases are indices into the array.
-    unsafe {
-        if wait_ns != 0 {
-            add(phases_ns.add(Phase::SynRetransmit as usize), wait_ns);
-        }
-        add(phases_ns.add(last as usize), timing.latency_ns.saturating_sub(wait_ns));
     }
 }

@@ -10,10 +10,12 @@ use serde_json::Value;
 use super::client::{self, Reach};
 use super::text::{Format, Table, age, state_style};
 use crate::event::WallTime;
-use crate::sink::text::stdout_takes_color;
+use crate::sink::text::{micros, stdout_takes_color};
 
 /// Healthy subjects that are listed without `--all`.
 const HEALTHY_SHOWN: usize = 10;
+/// Destinations that are listed without `--all`.
+const DESTINATIONS_SHOWN: usize = 5;
 
 /// Show health now, worst first; ends with 1 when anything is unhealthy or the agent cannot tell.
 #[derive(Clone, Debug, clap::Args)]
@@ -26,7 +28,7 @@ pub struct StatusArgs {
     /// How to reach the agent
     #[command(flatten)]
     pub reach: Reach,
-    /// List every healthy subject too
+    /// List every healthy subject and more destinations too
     #[arg(long)]
     pub all: bool,
 }
@@ -84,8 +86,47 @@ fn for_people(status: &Value, all: bool, now: WallTime, color: bool) -> String {
     out.push('\n');
     write_health(&mut out, status, all, now, color);
     out.push('\n');
+    write_destinations(&mut out, status, all, color);
     write_probes(&mut out, status, color);
     out
+}
+
+/// The destinations that failed of late, and the slowest; nothing where nobody connects.
+fn write_destinations(out: &mut String, status: &Value, all: bool, color: bool) {
+    let mut table =
+        Table::new(&["DESTINATION", "CONNECTS", "FAILED", "MOSTLY", "SYN AGAIN", "MEAN", "P99 UP TO"]);
+    let count = |found: &Value, name: &str| found.get(name).and_then(Value::as_u64);
+    let shown = if all { usize::MAX } else { DESTINATIONS_SHOWN };
+    let mut any = false;
+    for found in list(status, "destinations").take(shown) {
+        any = true;
+        let failed = count(found, "failed").unwrap_or(0);
+        let micros_of = |name| count(found, name).map_or_else(|| "-".to_owned(), micros);
+        let number = |name| count(found, name).unwrap_or(0).to_string();
+        let cells = [
+            word(found, "destination").to_owned(),
+            number("connects"),
+            failed.to_string(),
+            if failed > 0 { mostly(found) } else { "-".to_owned() },
+            number("syn_retransmits"),
+            micros_of("mean_us"),
+            micros_of("p99_at_most_us"),
+        ];
+        table.row(if failed > 0 { state_style("degraded") } else { Style::new() }, cells);
+    }
+    if any {
+        table.write(out, color);
+        out.push('\n');
+    }
+}
+
+/// How most of the failed connects ended.
+fn mostly(found: &Value) -> String {
+    let outcomes = found.get("outcomes").and_then(Value::as_object);
+    let failures =
+        outcomes.into_iter().flatten().filter(|(name, _)| *name != "established" && *name != "aborted");
+    let most = failures.max_by_key(|(_, count)| count.as_u64());
+    most.map_or_else(|| "-".to_owned(), |(name, _)| name.clone())
 }
 
 fn write_health(out: &mut String, status: &Value, all: bool, now: WallTime, color: bool) {
@@ -173,6 +214,7 @@ pub(super) mod tests {
             healing_mode: watch::channel(Mode::DryRun).1,
             healing: Arc::new(Default::default),
             series_max: 10,
+            destinations_shown: 10,
             totals: Arc::new(|| Ok(Totals::default())),
             health: health_receiver,
             readiness: watch::channel(Readiness { ready: true, reasons: Vec::new() }).1,
@@ -224,6 +266,12 @@ pub(super) mod tests {
             "readiness": {"ready": true, "reasons": ["no BTF"]},
             "health": health,
             "probes": [{"probe": "file_write", "hook": "vfs_write", "variant": "raw_tp", "refused": ["tp_btf: no BTF"]}],
+            "destinations": [
+                {"destination": "10.0.0.1:80", "connects": 9, "failed": 4, "syn_retransmits": 2, "mean_us": 1500,
+                 "outcomes": {"established": 5, "timed_out": 3, "refused": 1}, "p99_at_most_us": 2048},
+                {"destination": "[::1]:80", "connects": 1, "failed": 0, "syn_retransmits": 0, "mean_us": 40,
+                 "outcomes": {"aborted": 1}, "p99_at_most_us": null},
+            ],
             "events": {"file_write": {"seen": 9, "dropped": {"ring_full": 2, "no_ring": 1}}},
         });
         let text = for_people(&status, false, WallTime(120_000_000_000), false);
@@ -233,6 +281,11 @@ pub(super) mod tests {
         assert_eq!(lines[4], "unhealthy  1m   unit:a   OOM kill; slow");
         assert!(text.contains("and 2 more that are healthy; --all lists them"), "{text}");
         assert!(text.contains("file_write  raw_tp   vfs_write  9     3        tp_btf: no BTF"), "{text}");
+        assert!(
+            text.contains("10.0.0.1:80  9         4       timed_out  2          1.50 ms  2.05 ms"),
+            "{text}"
+        );
+        assert!(text.contains("[::1]:80     1         0       -          0          40 us    -"), "{text}");
         assert!(for_people(&status, true, WallTime(0), false).contains("unit:h11"));
     }
 }

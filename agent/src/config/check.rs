@@ -85,6 +85,11 @@ fn kernel(config: &Config, findings: &mut Findings) {
     findings.range("kernel.drain_interval", kernel.drain_interval, Span::millis(1), Span::secs(10));
     findings.range("kernel.window", kernel.window, Span::millis(100), Span::secs(60));
     findings.range("kernel.cost_budget", kernel.cost_budget, 0.0001, 1.0);
+    let connect = &kernel.tcp_connect;
+    findings.range("kernel.tcp_connect.destinations_max", connect.destinations_max, 0, 65_536);
+    let idle = connect.destinations_idle;
+    findings.range("kernel.tcp_connect.destinations_idle", idle, Span::secs(1), DAY);
+    findings.range("kernel.tcp_connect.destinations_shown", connect.destinations_shown, 0, 10_000);
     let files = kernel.file_write.touched_files_max;
     findings.range("kernel.file_write.touched_files_max", files, 16, 1_048_576);
     findings.range("kernel.file_write.slots_max", kernel.file_write.slots_max, 1, 65_536);

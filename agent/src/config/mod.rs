@@ -210,11 +210,24 @@ pub struct TcpConnect {
     pub emit: Emit,
     /// A connect is slow, and so notable, from here on.
     pub slow: Span,
+    /// Destinations that are counted each on its own; 0 counts none by destination.
+    pub destinations_max: u32,
+    /// A destination that nobody connected to for this long gives its place to others.
+    pub destinations_idle: Span,
+    /// Destinations that have series of their own in `/metrics`.
+    pub destinations_shown: u32,
 }
 
 impl Default for TcpConnect {
     fn default() -> Self {
-        Self { enabled: true, emit: Emit::Notable, slow: Span::millis(1000) }
+        Self {
+            enabled: true,
+            emit: Emit::Notable,
+            slow: Span::millis(1000),
+            destinations_max: 1024,
+            destinations_idle: Span::secs(600),
+            destinations_shown: 50,
+        }
     }
 }
 

@@ -20,9 +20,11 @@ pub use galen_common::accounting::Probe;
 pub use galen_common::file_write::Reason;
 pub use galen_common::tcp_connect::{Outcome, Phase as ConnectPhase};
 
-pub use crate::kernel::{Histogram, ProbeInfo, ProgramTotals};
+pub use crate::kernel::{DestinationCounters, Histogram, ProbeInfo, ProgramTotals};
 pub use signal::FaultSignal;
-pub use tcp_connect::{FastOpen, TcpConnect};
+pub use tcp_connect::{
+    Destination, DestinationTotals, DestinationsTotals, FailingDestination, FastOpen, TcpConnect,
+};
 pub use time::WallTime;
 pub use totals::{CgroupTotals, CostTotals, IdentityTotals, ProbeFates, Totals};
 pub use window::{SubjectWindow, Tick};
@@ -421,6 +423,9 @@ pub struct Fault {
     pub breaches: u32,
     /// 32 hexadecimal digits (W3C Trace Context) that all that follows from this signal carries.
     pub trace_id: Arc<str>,
+    /// For failed connects, `ADDRESS:PORT` that most of them went to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub destination: Option<Box<str>>,
 }
 
 /// A step of a healing action.

@@ -1,8 +1,12 @@
 //! A connect, as users see it.
 
+use std::net::{IpAddr, SocketAddr};
+
+use galen_common::tcp_connect::{AF_INET, AF_INET6, DestinationKey};
 use serde::Serialize;
 
 use super::{Errno, Outcome};
+use crate::kernel::DestinationCounters;
 
 /// A TCP connect, from SYN_SENT to leaving it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -63,4 +67,73 @@ pub enum FastOpen {
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes by reference")]
 fn outcome_name<S: serde::Serializer>(outcome: &Outcome, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(outcome.name())
+}
+
+/// Where connects go.
+///
+/// A name of the service behind it would be another field, and another label beside the address: the address
+/// stays what it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Destination(pub SocketAddr);
+
+impl Destination {
+    /// The destination that the kernel side counts under `key`; `None` for a family that this agent does not know.
+    #[must_use]
+    pub fn of_key(key: &DestinationKey) -> Option<Self> {
+        let address = match key.family {
+            AF_INET => {
+                let [a, b, c, d, ..] = key.address;
+                IpAddr::from([a, b, c, d])
+            }
+            AF_INET6 => IpAddr::from(key.address),
+            _ => return None,
+        };
+        Some(Self(SocketAddr::new(address, key.port)))
+    }
+}
+
+/// `ADDRESS:PORT`, an IPv6 address in brackets.
+impl std::fmt::Display for Destination {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The connects to all destinations.
+#[derive(Clone, Debug, Default)]
+pub struct DestinationsTotals {
+    /// Those that are counted each on its own.
+    pub destinations: Vec<DestinationTotals>,
+    /// All others together. Only rises.
+    pub other: DestinationCounters,
+    /// Of these, connects whose destination found no room.
+    pub without_room: u64,
+    /// Destinations whose place was given to others.
+    pub retired: u64,
+    /// Whether there is any counting by destination.
+    pub is_counted: bool,
+}
+
+/// The connects to one destination.
+#[derive(Clone, Debug)]
+pub struct DestinationTotals {
+    /// Where to.
+    pub destination: Destination,
+    /// Tells apart the times that a destination is counted anew, after it had been idle and gave its place to others.
+    pub generation: u64,
+    /// Since it has its place.
+    pub counters: DestinationCounters,
+    /// Of late: the last five to ten minutes.
+    pub recent: DestinationCounters,
+}
+
+/// Where most of a subject's failed connects went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FailingDestination {
+    /// Where to.
+    pub destination: Destination,
+    /// How most of them ended.
+    pub outcome: Outcome,
+    /// How many of them were told.
+    pub failures: u64,
 }

@@ -12,6 +12,8 @@ use crate::kernel::{Histogram, ProbeInfo, ProgramTotals};
 pub struct Totals {
     /// By cgroup.
     pub cgroups: Vec<CgroupTotals>,
+    /// By destination.
+    pub destinations: super::DestinationsTotals,
     /// What became of each probe's events, in the order of [`Probe::ALL`].
     pub fates: Vec<ProbeFates>,
     /// What runs in the kernel.

@@ -31,6 +31,8 @@ pub struct SubjectWindow {
     pub connects: [u64; 7],
     /// SYNs sent again.
     pub syn_retransmits: u64,
+    /// Where most of the failed connects went, as far as their events tell.
+    pub worst_destination: Option<super::FailingDestination>,
     /// Writes that did not fail.
     pub writes: u64,
     /// Bytes they returned.
@@ -50,6 +52,7 @@ impl SubjectWindow {
             identity,
             connects: [0; 7],
             syn_retransmits: 0,
+            worst_destination: None,
             writes: 0,
             write_bytes: 0,
             write_errors: 0,

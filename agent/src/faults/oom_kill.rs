@@ -21,6 +21,7 @@ pub(super) fn signal(event: &Event, trace_id: impl FnOnce() -> Arc<str>) -> Opti
             threshold: 1.0,
             breaches: 1,
             trace_id: trace_id(),
+            destination: None,
         },
         identity: Arc::clone(&event.identity),
         task: event.task.clone(),

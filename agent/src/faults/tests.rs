@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::event::{self, Identity, Kind, OomKill, OomScope, Signal, Task, WallTime};
+use crate::event::{self, FailingDestination, Identity, Kind, OomKill, OomScope, Signal, Task, WallTime};
 
 fn window(unit: &str) -> SubjectWindow {
     let identity = Arc::new(Identity { unit: Some(unit.into()), cgroup_id: Some(7), ..Identity::default() });
@@ -145,6 +145,27 @@ fn the_context_holds_the_evidence_by_its_names() {
     ] {
         assert_eq!(context.get(name), Some(&value), "{name}");
     }
+}
+
+#[test]
+fn failed_connects_name_where_most_of_them_went_and_failed_writes_do_not() {
+    let worst = FailingDestination {
+        destination: event::Destination("[2001:db8::1]:443".parse().unwrap()),
+        outcome: event::Outcome::TimedOut,
+        failures: 4,
+    };
+    let connects = SubjectWindow { worst_destination: Some(worst), ..refused("a", 4, 1) };
+    let writes = SubjectWindow { worst_destination: Some(worst), writes: 9, write_errors: 9, ..window("b") };
+    let signals = feed(&mut Detector::new(&config::Faults::default()), vec![vec![connects, writes]; 3]);
+    let of =
+        |signal: Signal| &signals.iter().find(|(_, found)| found.fault.signal == signal).expect("raised").1;
+    let connects = of(Signal::ConnectFailures);
+    assert_eq!(connects.fault.destination.as_deref(), Some("[2001:db8::1]:443"));
+    assert_eq!(connects.context["destination"], json!("[2001:db8::1]:443"));
+    assert_eq!(connects.context["destination_outcome"], json!("timed_out"));
+    assert_eq!(connects.context["destination_failures"], json!(4));
+    let writes = of(Signal::WriteErrors);
+    assert!(writes.fault.destination.is_none() && !writes.context.contains_key("destination"));
 }
 
 #[test]

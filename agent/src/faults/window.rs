@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use super::Evidence;
 use crate::config::{self, Ratio};
-use crate::event::{Fault, FaultSignal, Identity, Signal, SubjectWindow, Task, Tick};
+use crate::event::{FailingDestination, Fault, FaultSignal, Identity, Signal, SubjectWindow, Task, Tick};
 use crate::health::rules::{Measure, Rule};
 
 /// Subjects that one rule follows at once. Far above what breaches on a node at the same time; it bounds
@@ -133,11 +133,16 @@ impl WindowRule {
             threshold: self.limit.ratio,
             breaches,
             trace_id,
+            destination: self.destination(window).map(|worst| worst.destination.to_string().into()),
         };
         let mut context = self.context(&fault, &identity, window);
         context.insert("time".to_owned(), tick.time.to_string().into());
         context.insert("node".to_owned(), node.as_ref().into());
         FaultSignal { fault, identity, task: Task::default(), context, time: tick.time }
+    }
+
+    fn destination(&self, window: &SubjectWindow) -> Option<FailingDestination> {
+        window.worst_destination.filter(|_| self.rule == Rule::ConnectFailures)
     }
 
     /// Of a subject's cgroups (a pod's containers), the one with the most of what is wrong.

@@ -71,6 +71,7 @@ fn signal(trace_id: &str) -> FaultSignal {
             threshold: 1.0,
             breaches: 1,
             trace_id: trace_id.into(),
+            destination: None,
         },
         identity: Arc::new(identity),
         task: Task { pid: Some(7), ..Task::default() },

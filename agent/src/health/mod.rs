@@ -3,6 +3,7 @@
 //! Invariant: pure. Time comes in with the events and ticks, so the same inputs give the same states. What
 //! the rules say, and why, is in `docs/health.md`.
 
+pub mod failing;
 mod hysteresis;
 mod node;
 pub mod rules;

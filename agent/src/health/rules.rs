@@ -42,12 +42,17 @@ impl Rule {
         Measure { bad, all }
     }
 
-    /// The reason, in words, that `measure` gives.
+    /// The reason, in words, that `measure` of `window` gives.
     #[must_use]
-    pub fn reason(self, measure: Measure) -> String {
+    pub fn reason(self, measure: Measure, window: &SubjectWindow) -> String {
         let Measure { bad, all } = measure;
         match self {
-            Self::ConnectFailures => format!("{bad} of {all} connects failed in a window"),
+            Self::ConnectFailures => {
+                let mostly = window
+                    .worst_destination
+                    .map(|worst| format!(", mostly to {} ({})", worst.destination, worst.outcome.name()));
+                format!("{bad} of {all} connects failed in a window{}", mostly.unwrap_or_default())
+            }
             Self::WriteErrors => format!("{bad} of {all} writes failed in a window"),
             Self::WriteSlow => format!("{bad} of {all} writes were slow in a window"),
         }

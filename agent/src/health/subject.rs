@@ -68,10 +68,10 @@ impl Subject {
             self.identity = Arc::clone(&window.identity);
         }
         for (rule, (hysteresis, reason)) in Rule::ALL.into_iter().zip(&mut self.rules) {
-            let measure = window.map(|window| rule.measure(window));
-            let bad = measure.filter(|measure| measure.breaches(rule.limit(faults)));
-            if let Some(measure) = bad {
-                *reason = rule.reason(measure);
+            let measured = window.map(|window| (rule.measure(window), window));
+            let bad = measured.filter(|(measure, _)| measure.breaches(rule.limit(faults)));
+            if let Some((measure, window)) = bad {
+                *reason = rule.reason(measure, window);
             }
             hysteresis.step(bad.is_some(), health.worse_after, health.better_after);
         }

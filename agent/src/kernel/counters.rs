@@ -15,6 +15,7 @@ use galen_common::tcp_connect::ConnectStats;
 
 use super::KernelError;
 use super::batch::WholeMap;
+use super::destinations::{Destinations, Places};
 use super::ledger::{Cell, Ledger};
 use super::report::{Histogram, ProgramTotals};
 use super::wire::{FateCounts, Wire};
@@ -27,6 +28,8 @@ pub struct Counters {
     errors: WholeMap<WriteErrorKey, u64>,
     oom_kills_lost: aya::maps::HashMap<MapData, u64, u64>,
     programs: Vec<(String, OwnedFd)>,
+    /// Connects by destination, read apart: not each reading wants them.
+    pub destinations: Destinations,
     /// Holds what cgroups had whose counters were given up.
     ledger: Arc<Ledger>,
 }
@@ -86,6 +89,7 @@ impl Counters {
     /// Takes the maps that `source` hands out by name.
     pub(super) fn take(
         source: &mut impl FnMut(&'static str) -> Result<Map, KernelError>,
+        places: Places,
         ledger: Arc<Ledger>,
     ) -> Result<Self, KernelError> {
         Ok(Self {
@@ -95,6 +99,7 @@ impl Counters {
             errors: WholeMap::new(map_names::WRITE_ERRORS, source(map_names::WRITE_ERRORS)?)?,
             oom_kills_lost: take(source, map_names::OOM_KILLS_LOST)?,
             programs: Vec::new(),
+            destinations: Destinations::take(source, places)?,
             ledger,
         })
     }

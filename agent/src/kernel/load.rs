@@ -24,7 +24,7 @@ use super::object::OBJECT;
 use super::pins::{Found, Manifest, PinSet, Pinning, Place};
 use super::report::ProbeInfo;
 use super::rings::{OomRing, Rings};
-use super::shape::{MAPS, Shape, online_cpus};
+use super::shape::{MAPS, Shape};
 use super::wire::Wire;
 use super::{Report, host, ladder, pinned};
 use crate::config;
@@ -158,7 +158,7 @@ impl Core {
         }
         if let Some(old) = found.take_if(|old| old.manifest.programs_key == shape.programs_key) {
             let set = old.set.clone();
-            match Self::adopt(host, old) {
+            match Self::adopt(host, &shape, old) {
                 Ok(mut core) => {
                     place.keep_only(&set);
                     tracing::info!("what an earlier agent pinned goes on, and nothing had to be loaded");
@@ -271,7 +271,7 @@ impl Core {
         let (outer, failures) = (take(map_names::EVENT_RINGS)?, take(map_names::FAILURE_RING)?);
         let oom_ring = OomRing::create(take(map_names::OOM_RING)?)?;
         let introduction = Introduction::make(take(map_names::RUNTIME)?, host::own_pid(&host.proc))?;
-        let mut counters = Counters::take(&mut take, Arc::clone(&kept.ledger))?;
+        let mut counters = Counters::take(&mut take, shape.places, Arc::clone(&kept.ledger))?;
         counters.prepare(u64::from(shape.shards))?;
         let mut changes = CgroupChanges::open(&mut take)?;
         let costs = Costs::take(&mut take, shape.cpus)?;
@@ -325,15 +325,15 @@ impl Core {
 
     /// Takes over a set of pins: nothing is loaded, and what the verifier, the rings and the kernel's types cost
     /// at a start is not paid again.
-    fn adopt(host: &config::Host, found: Found) -> Result<Self, KernelError> {
+    fn adopt(host: &config::Host, shape: &Shape, found: Found) -> Result<Self, KernelError> {
         let Found { set, manifest, objects } = found;
         let mut open = |name: &'static str| open_map(name, &set.map(name));
         let kept = Kept::open_or_create(Some(&set))?;
         let (outer, failures) = (open(map_names::EVENT_RINGS)?, open(map_names::FAILURE_RING)?);
         let oom_ring = OomRing::create(open(map_names::OOM_RING)?)?;
-        let mut counters = Counters::take(&mut open, Arc::clone(&kept.ledger))?;
+        let mut counters = Counters::take(&mut open, shape.places, Arc::clone(&kept.ledger))?;
         let mut cgroup_changes = CgroupChanges::open(&mut open)?;
-        let costs = Costs::take(&mut open, online_cpus())?;
+        let costs = Costs::take(&mut open, shape.cpus)?;
         let introduction = Introduction::make(open(map_names::RUNTIME)?, host::own_pid(&host.proc))?;
         let rings = Rings::open(outer, failures, manifest.rings, &set)?;
         (cgroup_changes.variant, cgroup_changes.refused) =

@@ -8,6 +8,7 @@ use galen_common::globals::{ABSENT, cgroup_source, emit};
 use galen_common::{LAYOUT_VERSION, map_names};
 
 use super::cgroups::Hierarchies;
+use super::destinations::Places;
 use super::diagnostics::{DIAGNOSTICS_BYTES, DIAGNOSTICS_MAP};
 use super::layout::{self, Settings};
 use super::object::OBJECT;
@@ -18,7 +19,7 @@ use crate::privilege::capabilities;
 
 /// The maps that one set of programs hands on to the next: all but read-only data, and what is left from one
 /// program of the OOM probe to the other for an instant.
-pub(super) const MAPS: [&str; 20] = [
+pub(super) const MAPS: [&str; 23] = [
     map_names::EVENT_RINGS,
     map_names::FAILURE_RING,
     map_names::OOM_RING,
@@ -26,6 +27,9 @@ pub(super) const MAPS: [&str; 20] = [
     map_names::CONNECT_STARTS,
     map_names::CONNECT_ENDED,
     map_names::CONNECT_STATS,
+    map_names::DESTINATIONS,
+    map_names::DESTINATION_STATS,
+    map_names::DESTINATION_PLACES,
     map_names::WRITE_SLOTS,
     map_names::WRITE_STARTS_SPILLED,
     map_names::WRITE_STATS,
@@ -51,6 +55,8 @@ pub(super) struct Shape {
     pub ring_bytes: u32,
     /// Copies of each cgroup's counters.
     pub shards: u32,
+    /// Room for destinations of connects.
+    pub places: Places,
     /// Entries of the maps whose number is not fixed.
     pub entries: Vec<(&'static str, u32)>,
     /// Settings of the kernel side, without what this kernel's layout decides: that is the same until the next
@@ -72,7 +78,11 @@ impl Shape {
         let slots = write_slots(kernel, &host.proc);
         let stats_entries = kernel.cgroups_max.saturating_add(1).saturating_mul(shards);
         let oom_ring_bytes = kernel.oom_ring_bytes.0.next_power_of_two().clamp(4096, 1 << 30);
+        let places = Places::new(kernel, shards);
         let entries = vec![
+            (map_names::DESTINATIONS, places.keys()),
+            (map_names::DESTINATION_STATS, places.stats()),
+            (map_names::DESTINATION_PLACES, places.queue()),
             (map_names::CONNECT_STATS, stats_entries),
             (map_names::WRITE_STATS, stats_entries),
             (map_names::OOM_KILLS_LOST, kernel.cgroups_max.saturating_add(1)),
@@ -89,12 +99,12 @@ impl Shape {
         let maps_key = key(&(LAYOUT_VERSION, &entries, rings, ring_bytes, shards, slots.are_shared, cgroups));
         let switches = [kernel.tcp_connect.enabled, kernel.file_write.enabled, kernel.oom_kill.enabled];
         let programs_key = key(&(OBJECT, &settings, kernel.variant, switches, offers_key(host)));
-        Self { cpus, rings, ring_bytes, shards, entries, settings, maps_key, programs_key }
+        Self { cpus, places, rings, ring_bytes, shards, entries, settings, maps_key, programs_key }
     }
 }
 
 /// CPUs that are online.
-pub(super) fn online_cpus() -> u32 {
+fn online_cpus() -> u32 {
     let cpus = aya::util::online_cpus().map_or(1, |cpus| cpus.len());
     u32::try_from(cpus).unwrap_or(u32::MAX)
 }
@@ -159,6 +169,7 @@ fn own_settings(
         ("WAKE_BYTES", u64::from(ring_bytes / 4)),
         ("CONNECT_EMIT", rule(kernel.tcp_connect.emit)),
         ("CONNECT_SLOW_NS", nanos(kernel.tcp_connect.slow)),
+        ("CONNECT_DESTINATIONS", u64::from(kernel.tcp_connect.destinations_max)),
         ("WRITE_EMIT", rule(kernel.file_write.emit)),
         ("WRITE_SLOW_NS", nanos(kernel.file_write.slow)),
         ("WRITE_FIRST_TOUCH", u64::from(kernel.file_write.first_touch)),
@@ -177,7 +188,7 @@ mod tests {
     use galen_common::file_write::{TouchedFileKey, WriteErrorKey, WriteSlot, WriteStart, WriteStats};
     use galen_common::globals::{Handled, Runtime};
     use galen_common::record::CgroupKey;
-    use galen_common::tcp_connect::{ConnectStart, ConnectStats};
+    use galen_common::tcp_connect::{ConnectStart, ConnectStats, DestinationKey, DestinationStats};
 
     use super::*;
 
@@ -187,6 +198,8 @@ mod tests {
         let sizes = [
             size_of::<ConnectStart>(),
             size_of::<ConnectStats>(),
+            size_of::<DestinationKey>(),
+            size_of::<DestinationStats>(),
             size_of::<WriteStart>(),
             size_of::<WriteSlot>(),
             size_of::<WriteStats>(),

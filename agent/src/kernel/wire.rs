@@ -6,7 +6,7 @@ use galen_common::cost::Measured;
 use galen_common::file_write::{WriteErrorKey, WriteStats};
 use galen_common::globals::Runtime;
 use galen_common::record::CgroupKey;
-use galen_common::tcp_connect::ConnectStats;
+use galen_common::tcp_connect::{ConnectStats, DestinationKey, DestinationStats};
 
 /// A struct of `galen_common` that aya may copy to and from the kernel byte by byte.
 #[derive(Clone, Copy)]
@@ -38,6 +38,8 @@ plain_bytes!(
     u64,
     CgroupKey,
     ConnectStats,
+    DestinationKey,
+    DestinationStats,
     WriteStats,
     WriteErrorKey,
     FateCounts,

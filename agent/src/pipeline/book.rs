@@ -5,8 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::clock::monotonic;
 use super::cost::{Cost, Draining};
+use super::destinations::DestinationBook;
 use super::fates::Fates;
+use crate::config;
 use crate::event::{
     CgroupTotals, Errno, Identity, IdentityTotals, OomScope, Probe, ProbeFates, SubjectWindow, Tick, Totals,
     WallTime,
@@ -115,6 +118,7 @@ struct Inner {
     readings: u32,
     /// The most kills without a name that any reading found: a reading in the middle of one finds fewer.
     nameless_kills: u64,
+    destinations: DestinationBook,
 }
 
 /// Where a cgroup's counters stood at the last window.
@@ -138,6 +142,7 @@ impl Book {
         kept: Kept,
         report: Report,
         (cgroups, processes): (Cgroups, Processes),
+        kernel: &config::Kernel,
         now_mono: Duration,
     ) -> Self {
         let (counters, shards) = counters.map_or((None, 0), |(counters, shards)| (Some(counters), shards));
@@ -153,6 +158,7 @@ impl Book {
             dropped: 0,
             readings: 0,
             nameless_kills: 0,
+            destinations: DestinationBook::new(kernel.tcp_connect.destinations_idle.0, now_mono),
         };
         if is_resumed {
             inner.begin_at(&fates);
@@ -191,12 +197,14 @@ impl Book {
     /// When the kernel refuses to hand out the counters.
     pub fn totals(&self) -> Result<Totals, KernelError> {
         let mut inner = lock(&self.inner);
-        let Some(counters) = &inner.counters else {
+        let Inner { counters, destinations, .. } = &mut *inner;
+        let Some(counters) = counters else {
             let identity = self.identity_totals();
             return Ok(Totals { probes: self.report.to_vec(), identity, ..Totals::default() });
         };
         let mut reading = counters.read()?;
         let programs = counters.programs();
+        let destinations = destinations.read(counters, monotonic())?;
         let fates = balances(&self.fates, &reading);
         // After the fates: a kill is counted here before it counts as delivered, so none seems nameless.
         let (told, kills_by_cgroup) = {
@@ -222,7 +230,7 @@ impl Book {
         let cost = inner.cost.as_ref().map(Cost::totals);
         drop(inner);
         let identity = self.identity_totals();
-        Ok(Totals { cost, cgroups, fates, programs, probes: self.report.to_vec(), identity })
+        Ok(Totals { cost, cgroups, destinations, fates, programs, probes: self.report.to_vec(), identity })
     }
 
     /// What moved since the last window.
@@ -254,6 +262,8 @@ impl Book {
         inner.readings = inner.readings.wrapping_add(1);
         if inner.readings.is_multiple_of(SWEEP_EVERY_READINGS) {
             self.sweep(&mut inner);
+            let Inner { counters, destinations, .. } = &mut *inner;
+            destinations.sweep(counters.as_mut(), now_mono);
         }
         Ok((Tick { time_mono: now_mono, time, length, subjects, dropped: newly_dropped }, fates))
     }
@@ -430,7 +440,8 @@ mod tests {
             Cgroups::new(&hierarchies, 1 << 20, Duration::ZERO),
             Processes::new("/proc".into(), crate::privilege::links::Links::here(), 1 << 20, 0),
         );
-        let book = Book::new(None, None, Kept::default(), Arc::default(), names, Duration::ZERO);
+        let kernel = config::Kernel::default();
+        let book = Book::new(None, None, Kept::default(), Arc::default(), names, &kernel, Duration::ZERO);
         let reading = lock(&book.inner);
         let (done, counted) = std::sync::mpsc::channel();
         std::thread::scope(|scope| {

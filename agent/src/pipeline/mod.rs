@@ -8,6 +8,7 @@
 mod book;
 mod clock;
 mod cost;
+mod destinations;
 mod drain;
 mod enrich;
 mod fates;

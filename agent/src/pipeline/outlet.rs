@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, watch};
 use crate::config;
 use crate::event::{Body, Event, Fault, FaultSignal, Health, HealthState, Tick, WallTime};
 use crate::faults::{self, Detector};
+use crate::health::failing::Failing;
 use crate::health::{Monitor, SubjectHealth, rules};
 use crate::kernel::KernelError;
 use crate::sink::Record;
@@ -23,6 +24,7 @@ pub(super) struct Outlet {
     counters: Arc<Counters>,
     monitor: Monitor,
     detector: Detector,
+    failing: Failing,
     health: watch::Sender<Arc<Vec<SubjectHealth>>>,
     signals: mpsc::Sender<FaultSignal>,
     /// Signals that healing did not take, by [`UNHEALED`].
@@ -64,6 +66,7 @@ impl Outlet {
             counters: parts.counters,
             monitor: Monitor::new(&config.health, &config.faults, config.kernel.window.0),
             detector: Detector::new(&config.faults),
+            failing: Failing::default(),
             health: parts.health,
             signals: parts.signals,
             unhealed: [0; UNHEALED.len()],
@@ -81,6 +84,7 @@ impl Outlet {
 
     /// An event of the kernel: everyone gets it, and it may change health or be a fault, which is given back.
     pub(super) fn kernel_event(&mut self, event: Event, now_mono: Duration) -> Option<Fault> {
+        self.failing.on_event(&event);
         let changes = self.monitor.on_event(&event, now_mono);
         let signal = self.detector.on_event(&event, trace_id);
         let time = event.time;
@@ -94,7 +98,11 @@ impl Outlet {
 
     /// A reading of the counters.
     pub(super) fn tick(&mut self, tick: &Tick) {
-        let windows = rules::by_subject(tick);
+        let mut windows = rules::by_subject(tick);
+        for window in windows.values_mut().filter(|window| window.connects_failed() > 0) {
+            window.worst_destination = self.failing.worst(&window.subject);
+        }
+        self.failing.end_window();
         let changes = self.monitor.on_tick(tick, &windows);
         let signals = self.detector.on_tick(tick, &windows, &self.node, &mut trace_id);
         self.health_changed(changes, tick.time);

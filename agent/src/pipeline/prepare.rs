@@ -92,6 +92,7 @@ pub fn prepare(config: &Config, config_file: Option<&Path>) -> Result<Prepared, 
         kept,
         Arc::clone(&loaded.report),
         (cgroups, processes),
+        &config.kernel,
         monotonic(),
     ));
     Ok(Prepared {

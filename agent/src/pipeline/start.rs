@@ -230,6 +230,7 @@ fn spawn_parts(
             Arc::new(move || client.stats())
         },
         series_max: config.metrics.series_max,
+        destinations_shown: usize::try_from(config.kernel.tcp_connect.destinations_shown).unwrap_or(0),
         totals: Arc::new(move || book.totals().map_err(Into::into)),
         health: health_shown,
         readiness: readiness_shown,

@@ -5,6 +5,7 @@
 //! connections, readings of the counters, followers. A listener on loopback answers only to local names, so
 //! that a web page cannot read it by pointing a name of its own here.
 
+mod destinations;
 mod events;
 mod guard;
 mod incidents;
@@ -104,6 +105,8 @@ pub struct State {
     pub healing: ReadHealing,
     /// Series of one family with identity labels.
     pub series_max: usize,
+    /// Most destinations of connects with series of their own in `/metrics`.
+    pub destinations_shown: usize,
     /// Reads the counters.
     pub totals: ReadTotals,
     /// Every subject's health, worst first.

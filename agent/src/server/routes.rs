@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::guard::{self, Guard, error};
 use super::readings::Readings;
-use super::{Origin, State, events, incidents};
+use super::{Origin, State, destinations, events, incidents};
 use crate::event::{Kind, ProbeFates, Totals};
 use crate::sink::history::SUBSCRIBER_SLOW;
 use crate::sink::metrics::{Exporter, Format, Input, OutputDrops, Process};
@@ -79,7 +79,7 @@ impl App {
     pub(super) fn new(state: State, stop: CancellationToken) -> Self {
         Self {
             readings: Readings::new(Arc::clone(&state.totals)),
-            exporter: Mutex::new(Exporter::new(state.series_max)),
+            exporter: Mutex::new(Exporter::new(state.series_max, state.destinations_shown)),
             started: Instant::now(),
             state,
             stop,
@@ -126,6 +126,7 @@ async fn status(Extract(app): Extract<Arc<App>>) -> Response {
         "health": *health,
         "probes": probes(&totals),
         "events": fates(&totals.fates),
+        "destinations": destinations::worst(&totals.destinations),
         "cost": totals.cost.as_ref().map(|cost| json!({
             "node_ratio": cost.node_ratio,
             "budget_ratio": cost.budget_ratio,

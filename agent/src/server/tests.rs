@@ -50,6 +50,7 @@ async fn start() -> Fixture {
         healing_mode: watch::channel(Mode::DryRun).1,
         healing: Arc::new(Default::default),
         series_max: 10,
+        destinations_shown: 10,
         totals: Arc::new(move || {
             read.fetch_add(1, Ordering::Relaxed);
             if unwilling.load(Ordering::Relaxed) { Err("EPERM".into()) } else { Ok(totals()) }

@@ -269,8 +269,9 @@ fn fault(fields: &Fields) -> String {
     }
     let of =
         |name| fields.get(name).and_then(Value::as_f64).map_or_else(|| "-".to_owned(), |v| format!("{v:.3}"));
+    let mostly = text(fields, "destination").map(|to| format!(", mostly to {to}")).unwrap_or_default();
     format!(
-        "{signal} {subject}: {} against {}, {} windows in a row, trace {}",
+        "{signal} {subject}: {} against {}, {} windows in a row{mostly}, trace {}",
         of("value"),
         of("threshold"),
         any(fields, "breaches"),
@@ -296,7 +297,8 @@ fn healing(fields: &Fields) -> String {
 
 /// A length of time with the unit that leaves it one to four digits before the point.
 #[allow(clippy::cast_precision_loss, reason = "two decimals are shown")]
-fn micros(us: u64) -> String {
+#[must_use]
+pub fn micros(us: u64) -> String {
     match us {
         0..1_000 => format!("{us} us"),
         1_000..1_000_000 => format!("{:.2} ms", us as f64 / 1e3),

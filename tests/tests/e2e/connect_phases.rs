@@ -19,11 +19,13 @@ fn agent(variant: &str) -> Result<Agent> {
     Agent::start(&format!("kernel: {{ variant: {variant}, tcp_connect: {{ emit: all }} }}\n"))
 }
 
-/// The connects of a cgroup, once there are `count` of them.
+/// The connects of a cgroup in their order, once there are `count` of them. They are printed as the rings of the
+/// CPUs are read.
 fn connects(agent: &Agent, cgroup: &Cgroup, count: usize) -> Result<Vec<Value>> {
     let ours = |event: &Value| event["kind"] == "tcp_connect" && event["cgroup"] == cgroup.path();
     eventually(SOON, "every connect to be told", || {
-        let events: Vec<_> = agent.events()?.into_iter().filter(ours).collect();
+        let mut events: Vec<_> = agent.events()?.into_iter().filter(ours).collect();
+        events.sort_by_key(|event| event["time"].to_string());
         ensure!(events.len() <= count, "{} connects, not {count}: {events:?}", events.len());
         let said = format!("{} of {count}", events.len());
         Ok(if events.len() == count { Look::Done(events) } else { Look::NotYet(said) })

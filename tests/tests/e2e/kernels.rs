@@ -14,7 +14,7 @@ use galen_tests::wait::{Look, eventually};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::{connect_phases, file_write, flood, hooks, lifecycle, oom_kill};
+use super::{connect_phases, destinations, file_write, flood, hooks, lifecycle, oom_kill};
 
 fn agent(variant: &str) -> Result<Agent> {
     Agent::start(&format!("kernel: {{ variant: {variant} }}\n"))
@@ -24,7 +24,8 @@ fn agent(variant: &str) -> Result<Agent> {
 fn connects() -> Result<()> {
     each_variant("connects", "tcp_connect", |variant, _| {
         hooks::connects_by(variant)?;
-        connect_phases::split_by(variant).map(|()| Value::Null)
+        connect_phases::split_by(variant)?;
+        destinations::counted_by(variant).map(|()| Value::Null)
     })
 }
 

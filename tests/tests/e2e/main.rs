@@ -10,6 +10,7 @@ mod bad_input;
 mod bounded;
 mod command_line;
 mod connect_phases;
+mod destinations;
 mod file_write;
 mod flood;
 mod healing;

@@ -82,9 +82,12 @@ fn refused_connects_are_a_fault_and_then_healed() -> Result<()> {
     let (folder, cgroup) = (TempDir::with_prefix("galen-test-")?, Cgroup::new("refused")?);
     let mut agent = start(&folder, "connect_failures", &cgroup, "window: 1s")?;
     let to = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
-    raises(&agent, &cgroup, "connect_failures", "connects failed", || {
+    let reason = format!("connects failed in a window, mostly to {to} (refused)");
+    raises(&agent, &cgroup, "connect_failures", &reason, || {
         Load::run(&cgroup, &["try-connect", &to, "5"]).map(drop)
     })?;
+    let fault = agent.event("fault", |event| event["signal"] == "connect_failures")?;
+    ensure!(fault["destination"] == *to, "{fault}");
     agent.stop()
 }
 

@@ -32,6 +32,12 @@ families! {
     CONNECTS "galen_tcp_connects_total" Counter "TCP connects that ended.";
     SYN_RETRANSMITS "galen_tcp_syn_retransmits_total" Counter "SYNs sent again.";
     CONNECT_PHASES "galen_tcp_connect_phase_seconds_total" Counter "Time that connects spent, by what they waited for.";
+    DESTINATION_CONNECTS "galen_tcp_connect_destination_connects_total" Counter "TCP connects that ended, by destination.";
+    DESTINATION_PHASES "galen_tcp_connect_destination_phase_seconds_total" Counter "Time that connects spent, by destination and what they waited for.";
+    DESTINATION_RETRANSMITS "galen_tcp_connect_destination_syn_retransmits_total" Counter "SYNs sent again, by destination.";
+    DESTINATIONS "galen_tcp_connect_destinations" Gauge "Destinations that are counted each on its own.";
+    DESTINATIONS_WITHOUT_ROOM "galen_tcp_connect_destinations_without_room_total" Counter "Connects counted as other, as no more destinations fit.";
+    DESTINATIONS_RETIRED "galen_tcp_connect_destinations_retired_total" Counter "Destinations that were idle and gave their place to others.";
     WRITES "galen_file_writes_total" Counter "Writes to regular files, or to anything under files: any, that did not fail.";
     WRITE_BYTES "galen_file_write_bytes_total" Counter "Bytes that these writes returned.";
     WRITE_ERRORS "galen_file_write_errors_total" Counter "Writes to regular files, or to anything under files: any, that failed.";

@@ -5,6 +5,7 @@ use galen_common::cost::Part;
 use super::Exporter;
 use super::bounded::{Bounded, Values, identity_labels};
 use super::buckets::{self, Bounds};
+use super::destinations;
 use super::encoder::{Encoder, Labels, Seconds, label};
 use super::families::{self, Family};
 use crate::event::{CgroupTotals, ConnectPhase, CostTotals, Histogram, Outcome, Probe, ProbeFates, Totals};
@@ -57,6 +58,7 @@ pub(super) fn render(encoder: &mut Encoder, exporter: &mut Exporter, totals: &To
     for (family, count) in summed {
         encoder.sample(&families::SERIES_OTHER, &label("family", family.name), count);
     }
+    destinations::render(encoder, &mut exporter.destinations, &totals.destinations);
     render_fates(encoder, &totals.fates);
     render_programs(encoder, totals);
     if let Some(cost) = &totals.cost {

@@ -6,6 +6,7 @@
 mod bounded;
 mod buckets;
 mod counters;
+mod destinations;
 mod encoder;
 mod families;
 mod kernel;
@@ -56,16 +57,18 @@ pub struct OutputDrops {
 pub struct Exporter {
     counters: [Bounded<u64>; kernel::COUNTERS],
     histograms: [Bounded<Histogram>; kernel::HISTOGRAMS],
+    destinations: destinations::Shown,
 }
 
 impl Exporter {
     /// An exporter that shows at most `series_max` series with identity labels in each family, and the rest
-    /// as `other`.
+    /// as `other`; and at most `destinations_max` destinations of connects.
     #[must_use]
-    pub fn new(series_max: usize) -> Self {
+    pub fn new(series_max: usize, destinations_max: usize) -> Self {
         Self {
             counters: std::array::from_fn(|_| Bounded::new(series_max)),
             histograms: std::array::from_fn(|_| Bounded::new(series_max)),
+            destinations: destinations::Shown::new(destinations_max),
         }
     }
 

@@ -7,8 +7,9 @@ use super::families::{ALL, Type};
 use super::parser::{Page, parse};
 use super::*;
 use crate::event::{
-    Body, CgroupTotals, CostTotals, Errno, Event, Fault, HealthState, Histogram, Identity, IdentityTotals,
-    OomScope, Probe, ProbeFates, ProbeInfo, ProgramTotals, Signal, WallTime,
+    Body, CgroupTotals, CostTotals, Destination, DestinationCounters, DestinationTotals, DestinationsTotals,
+    Errno, Event, Fault, HealthState, Histogram, Identity, IdentityTotals, OomScope, Probe, ProbeFates,
+    ProbeInfo, ProgramTotals, Signal, WallTime,
 };
 use crate::healing::ActionCount;
 
@@ -24,6 +25,24 @@ fn cgroup(identity: Identity, latencies: &[u64]) -> CgroupTotals {
         write_errors: vec![(Errno(28), 3)],
         write_latency: Histogram::of(latencies),
         oom_kills: vec![(OomScope::Memcg, 1)],
+    }
+}
+
+fn destinations() -> DestinationsTotals {
+    let counters = DestinationCounters {
+        connects: [7, 0, 2, 0, 0, 0, 0],
+        phases_ns: [1_250_000_000, 0, 5],
+        syn_retransmits: 3,
+        ..DestinationCounters::default()
+    };
+    let destination = Destination("[2001:db8::1]:443".parse().unwrap());
+    let other = DestinationCounters { connects: [1, 0, 0, 0, 0, 0, 0], ..DestinationCounters::default() };
+    DestinationsTotals {
+        destinations: vec![DestinationTotals { destination, generation: 1, counters, recent: counters }],
+        other,
+        without_room: 1,
+        retired: 4,
+        is_counted: true,
     }
 }
 
@@ -70,6 +89,7 @@ fn totals(cgroups: Vec<CgroupTotals>) -> Totals {
         kept_ratios: [("details", 0.25), ("failures", 1.0)],
     };
     Totals {
+        destinations: destinations(),
         cost: Some(cost),
         cgroups,
         fates: vec![fates],
@@ -98,6 +118,7 @@ fn counters() -> Counters {
         threshold: 0.1,
         breaches: 3,
         trace_id: "t".into(),
+        destination: None,
     };
     counters.count(&Event::of_node(WallTime(0), "n".into(), Body::Fault(fault)));
     counters.count_request("/metrics", 200);
@@ -138,7 +159,7 @@ fn render(exporter: &mut Exporter, totals: &Totals, format: Format) -> Page {
 }
 
 fn both(totals: &Totals) -> [Page; 2] {
-    [Format::Text, Format::OpenMetrics].map(|format| render(&mut Exporter::new(1000), totals, format))
+    [Format::Text, Format::OpenMetrics].map(|format| render(&mut Exporter::new(1000, 50), totals, format))
 }
 
 #[test]
@@ -174,6 +195,15 @@ fn the_values_are_those_that_were_counted() {
     let retransmits =
         |outcome| value("galen_tcp_syn_retransmits_total", &[("unit", "a"), ("outcome", outcome)]);
     assert_eq!((retransmits("established"), retransmits("timed_out")), (Some(1.0), Some(3.0)));
+    let to = |name: &str, more: (&str, &str)| value(name, &[("destination", "[2001:db8::1]:443"), more]);
+    let connects = "galen_tcp_connect_destination_connects_total";
+    assert_eq!(to(connects, ("outcome", "timed_out")), Some(2.0));
+    assert_eq!(to(connects, ("outcome", "refused")), None, "what never happened has no series");
+    assert_eq!(value(connects, &[("destination", "other"), ("outcome", "established")]), Some(1.0));
+    let spent = "galen_tcp_connect_destination_phase_seconds_total";
+    assert_eq!(to(spent, ("phase", "syn_retransmit")), Some(1.25));
+    assert_eq!(to(spent, ("phase", "unanswered")), Some(0.000_000_005));
+    assert_eq!(value("galen_tcp_connect_destinations_retired_total", &[]), Some(4.0));
     let phase = |phase| value("galen_tcp_connect_phase_seconds_total", &[("unit", "a"), ("phase", phase)]);
     assert_eq!((phase("syn_retransmit"), phase("round_trip")), (Some(1.5), Some(0.25)));
     assert_eq!(value("galen_file_write_errors_total", &[("unit", "a"), ("errno", "ENOSPC")]), Some(3.0));
@@ -209,7 +239,7 @@ fn the_values_are_those_that_were_counted() {
 #[test]
 fn more_cgroups_than_series_are_summed_and_counted() {
     let cgroups = (0..5).map(|n| cgroup(unit(&format!("u{n}")), &[1])).collect();
-    let page = render(&mut Exporter::new(2), &totals(cgroups), Format::Text);
+    let page = render(&mut Exporter::new(2, 2), &totals(cgroups), Format::Text);
     let units =
         |name: &str| page.samples.iter().filter(|s| s.name == name && s.labels.contains_key("unit")).count();
     assert_eq!(units("galen_file_writes_total"), 2);
@@ -253,7 +283,7 @@ proptest! {
         let cgroups: Vec<_> = names.iter().map(|name| cgroup(unit(name), &latencies)).collect();
         let totals = totals(cgroups);
         for format in [Format::Text, Format::OpenMetrics] {
-            let page = render(&mut Exporter::new(max), &totals, format);
+            let page = render(&mut Exporter::new(max, max), &totals, format);
             let writes: f64 = page.samples.iter().filter(|s| s.name == "galen_file_writes_total").map(|s| s.value).sum();
             prop_assert_eq!(writes, (names.len() * latencies.len()) as f64);
         }
