@@ -156,7 +156,11 @@ impl Core {
             tracing::warn!("what is pinned is replaced, and counters start anew: {why}");
             found = None;
         }
-        if let Some(old) = found.take_if(|old| old.manifest.programs_key == shape.programs_key) {
+        // A probe without a hook gets another try at each start.
+        let is_same = |old: &mut Found| {
+            old.manifest.programs_key == shape.programs_key && old.manifest.has_every_hook()
+        };
+        if let Some(old) = found.take_if(is_same) {
             let set = old.set.clone();
             match Self::adopt(host, &shape, old) {
                 Ok(mut core) => {

@@ -62,6 +62,15 @@ pub(super) struct Manifest {
     pub unpinned: Vec<(String, String, String)>,
 }
 
+impl Manifest {
+    /// Whether each probe that is switched on has one.
+    pub(super) fn has_every_hook(&self) -> bool {
+        self.probes.iter().all(|(_, variant, refused)| {
+            variant != "none" || refused.iter().any(|reason| reason.starts_with("switched off"))
+        })
+    }
+}
+
 /// The folder, held.
 pub(super) struct Place {
     folder: PathBuf,
