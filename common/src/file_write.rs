@@ -158,8 +158,8 @@ pub struct WriteErrorKey {
     pub reserved: u32,
 }
 
-/// Key of the files that were already reported as touched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// Key of the files that were written to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct TouchedFileKey {
     /// Cgroup of the task that wrote.
@@ -172,9 +172,26 @@ pub struct TouchedFileKey {
     pub generation: u32,
 }
 
+/// What a cgroup wrote to one file, since the file was last forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct FileStats {
+    /// Writes that did not fail.
+    pub writes: u64,
+    /// Bytes they returned.
+    pub bytes: u64,
+    /// Writes that failed.
+    pub errors: u64,
+    /// Sum of the latencies of the writes that did not fail, nanoseconds.
+    pub latency_sum_ns: u64,
+    /// [`crate::globals::Runtime::epoch`] of the agent that was last told of the first touch.
+    pub told_epoch: u64,
+}
+
 const _: () = assert!(size_of::<FileWriteRecord>() == 56 + 48);
 const _: () = assert!(size_of::<FileWritePathRecord>() == 56 + 48 + PATH_BYTES);
 const _: () = assert!(size_of::<WriteStart>() == 40 && size_of::<WriteSlot>() == 64);
 const _: () = assert!(WRITE_SLOTS_MAX.is_power_of_two());
 const _: () = assert!(size_of::<WriteStats>() == 32 + 8 * BUCKETS);
 const _: () = assert!(size_of::<WriteErrorKey>() == 16 && size_of::<TouchedFileKey>() == 24);
+const _: () = assert!(size_of::<FileStats>() == 40);

@@ -19,7 +19,7 @@ pub use record::{Header, RecordKind, TASK_COMM_LEN};
 
 /// Version of everything in this crate that both sides must agree on. A pin or a recording of another
 /// version is never read.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// Names of the kernel maps. The kernel keeps 15 bytes of a name.
 pub mod map_names {
@@ -57,7 +57,7 @@ pub mod map_names {
     pub const OOM_PAIRING: &str = "OOM_PAIRING";
     /// OOM kills whose record found no room, by cgroup: they are counted although nobody is told of them.
     pub const OOM_KILLS_LOST: &str = "OOM_KILLS_LOST";
-    /// Files already reported as touched, by cgroup, device and inode.
+    /// What was written to each file, and whether its first touch was told, by cgroup, device and inode.
     pub const TOUCHED_FILES: &str = "TOUCHED_FILES";
     /// Per-CPU costs of the programs, by [`crate::cost::Part`].
     pub const COSTS: &str = "COSTS";

@@ -4,14 +4,13 @@
 //! Between entry and exit a write is kept by its thread, see [`crate::write_starts`].
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, generated::bpf_probe_read_kernel_str};
 use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint, tracepoint};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext, TracePointContext};
 use galen_common::accounting::{Fate, Probe as Subject};
 use galen_common::cost::Part;
 use galen_common::file_write::{
-    FileWritePathRecord, FileWriteRecord, NAME_BYTES, PATH_BYTES, PATH_DEPTH, Reason, TouchedFileKey,
+    FileStats, FileWritePathRecord, FileWriteRecord, NAME_BYTES, PATH_BYTES, PATH_DEPTH, Reason,
     WriteErrorKey, WriteStart, WriteStats,
 };
 use galen_common::globals::{Runtime, emit as emit_rule};
@@ -20,11 +19,12 @@ use galen_common::record::RecordKind;
 
 use crate::cost;
 use crate::emit::{Lane, add, count, emit};
-use crate::maps::{RUNTIME, TOUCHED_FILES, WRITE_ERRORS, WRITE_STATS};
+use crate::maps::{RUNTIME, WRITE_ERRORS, WRITE_STATS};
 use crate::read::{Direct, Probe, Reader};
 use crate::settings::{self, get, has};
 use crate::stats;
 use crate::task::{Current, TaskIds, current_cgroup_id, header};
+use crate::touched;
 use crate::write_starts;
 
 const S_IFMT: u16 = 0o170_000;
@@ -243,7 +243,8 @@ fn account<R: Current>(ctx: &impl EbpfContext, start: &WriteStart, returned: i64
             }
         }
     }
-    report(start, now, latency_ns, cgroup_id, returned);
+    let file = touched::count(start, cgroup_id, latency_ns, returned);
+    report(start, now, latency_ns, cgroup_id, returned, file);
 }
 
 #[inline(never)]
@@ -262,7 +263,14 @@ fn count_error(cgroup_id: u64, returned: i64) {
 
 /// Makes a record of a write if it is notable, else counts it as filtered.
 #[inline(always)]
-fn report(start: &WriteStart, now: u64, latency_ns: u64, cgroup_id: u64, returned: i64) {
+fn report(
+    start: &WriteStart,
+    now: u64,
+    latency_ns: u64,
+    cgroup_id: u64,
+    returned: i64,
+    file: Option<*mut FileStats>,
+) {
     let rule = get(&settings::WRITE_EMIT);
     // SAFETY: the pointer is a map's value; user space writes it before it reads the rings.
     let runtime = RUNTIME.get_ptr(0).map_or(Runtime { self_pid: 0, epoch: 0 }, |runtime| unsafe { *runtime });
@@ -271,7 +279,8 @@ fn report(start: &WriteStart, now: u64, latency_ns: u64, cgroup_id: u64, returne
         count(Subject::FileWrite, Fate::Filtered);
         return;
     }
-    let first = get(&settings::WRITE_FIRST_TOUCH) != 0 && is_first_touch(start, cgroup_id, runtime.epoch);
+    let first = get(&settings::WRITE_FIRST_TOUCH) != 0
+        && file.is_some_and(|file| touched::is_first(file, runtime.epoch));
     let reason = if returned < 0 {
         Reason::Error
     } else if latency_ns >= get(&settings::WRITE_SLOW_NS) {
@@ -328,18 +337,6 @@ impl Write<'_> {
             reserved: 0,
         }
     }
-}
-
-#[inline(always)]
-fn is_first_touch(start: &WriteStart, cgroup_id: u64, epoch: u64) -> bool {
-    let key = TouchedFileKey { cgroup_id, inode: start.inode, dev: start.dev, generation: start.generation };
-    if let Some(touched) = TOUCHED_FILES.get_ptr(&key) {
-        // SAFETY: the pointer is a map's value.
-        if unsafe { *touched } == epoch {
-            return false;
-        }
-    }
-    TOUCHED_FILES.insert(&key, &epoch, u64::from(BPF_ANY)).is_ok()
 }
 
 /// Writes the names of the file's path, from the file upwards; returns the bytes used, 0 when the path

@@ -24,6 +24,7 @@ mod settings;
 mod stats;
 mod task;
 mod tcp_connect;
+mod touched;
 mod write_starts;
 
 // The kernel compares this string with those it takes for GPL-compatible; without it, helpers such as

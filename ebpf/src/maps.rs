@@ -6,8 +6,8 @@ use galen_common::accounting::{FATES as FATE_COUNT, Probe};
 use galen_common::cgroup::change_counts;
 use galen_common::cost::{Measured, Part, sampling};
 use galen_common::file_write::{
-    TouchedFileKey, WRITE_SLOTS_MAX, WRITE_STARTS_SPILLED_MAX, WriteErrorKey, WriteSlot, WriteStart,
-    WriteStats,
+    FileStats, TouchedFileKey, WRITE_SLOTS_MAX, WRITE_STARTS_SPILLED_MAX, WriteErrorKey, WriteSlot,
+    WriteStart, WriteStats,
 };
 use galen_common::globals::{FAILURE_RING_BYTES, Handled, RINGS_MAX, Runtime};
 use galen_common::record::CgroupKey;
@@ -69,7 +69,7 @@ pub static WRITE_ERRORS: HashMap<WriteErrorKey, u64, 4096> = HashMap::new();
 
 /// The value is the epoch of [`RUNTIME`] under which the file was touched last.
 #[btf_map]
-pub static TOUCHED_FILES: LruHashMap<TouchedFileKey, u64, 1024> = LruHashMap::new();
+pub static TOUCHED_FILES: LruHashMap<TouchedFileKey, FileStats, 1024> = LruHashMap::new();
 
 /// What the identity program of the OOM probe found, for the one that runs right after it on this CPU.
 #[btf_map]

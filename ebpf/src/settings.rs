@@ -38,6 +38,8 @@ settings! {
     RINGS: 1;
     /// A ring with this many unread bytes wakes the agent.
     WAKE_BYTES: 65536;
+    /// Whether what is written is counted by file.
+    WRITE_FILES: 0;
     /// One of `globals::emit`.
     CONNECT_EMIT: 0;
     /// A connect that takes this long is notable.

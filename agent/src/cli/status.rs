@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::client::{self, Reach};
 use super::text::{Format, Table, age, state_style};
 use crate::event::WallTime;
-use crate::sink::text::{micros, stdout_takes_color};
+use crate::sink::text::{bytes, micros, stdout_takes_color};
 
 /// Healthy subjects that are listed without `--all`.
 const HEALTHY_SHOWN: usize = 10;
@@ -88,6 +88,7 @@ fn for_people(status: &Value, all: bool, now: WallTime, color: bool) -> String {
     out.push('\n');
     write_destinations(&mut out, status, all, color);
     write_probes(&mut out, status, color);
+    write_files(&mut out, status, color);
     out
 }
 
@@ -168,6 +169,33 @@ fn write_probes(out: &mut String, status: &Value, color: bool) {
         ];
         table.row(Style::new(), cells);
     }
+    table.write(out, color);
+}
+
+fn write_files(out: &mut String, status: &Value, color: bool) {
+    let mut files = list(status, "heaviest_files").peekable();
+    if files.peek().is_none() {
+        return;
+    }
+    let mut table = Table::new(&["HEAVIEST FILE", "WRITTEN", "WRITES", "FAILED", "MEAN", "SUBJECT"]);
+    for file in files {
+        let number = |name: &str| file.get(name).and_then(Value::as_u64).unwrap_or(0);
+        let path = file
+            .get("path")
+            .and_then(Value::as_str)
+            .map_or_else(|| format!("inode {} on {}", number("inode"), word(file, "dev")), str::to_owned);
+        let mean = number("latency_sum_us").checked_div(number("writes"));
+        let cells = [
+            path,
+            bytes(number("bytes")),
+            number("writes").to_string(),
+            number("errors").to_string(),
+            mean.map_or_else(|| "-".to_owned(), micros),
+            word(file, "subject").to_owned(),
+        ];
+        table.row(Style::new(), cells);
+    }
+    out.push('\n');
     table.write(out, color);
 }
 
@@ -273,6 +301,10 @@ pub(super) mod tests {
                  "outcomes": {"aborted": 1}, "p99_at_most_us": null},
             ],
             "events": {"file_write": {"seen": 9, "dropped": {"ring_full": 2, "no_ring": 1}}},
+            "heaviest_files": [
+                {"path": "/var/log/a", "subject": "unit:a", "writes": 4, "bytes": 2048, "errors": 0, "latency_sum_us": 80},
+                {"dev": "254:1", "inode": 7, "subject": "node", "writes": 0, "bytes": 0, "errors": 1, "latency_sum_us": 0},
+            ],
         });
         let text = for_people(&status, false, WallTime(120_000_000_000), false);
         let lines: Vec<_> = text.lines().collect();
@@ -281,6 +313,8 @@ pub(super) mod tests {
         assert_eq!(lines[4], "unhealthy  1m   unit:a   OOM kill; slow");
         assert!(text.contains("and 2 more that are healthy; --all lists them"), "{text}");
         assert!(text.contains("file_write  raw_tp   vfs_write  9     3        tp_btf: no BTF"), "{text}");
+        assert!(text.contains("/var/log/a        2.0 KiB  4       0       20 us  unit:a"), "{text}");
+        assert!(text.contains("inode 7 on 254:1  0 B      0       1       -      node"), "{text}");
         assert!(
             text.contains("10.0.0.1:80  9         4       timed_out  2          1.50 ms  2.05 ms"),
             "{text}"

@@ -92,6 +92,7 @@ fn kernel(config: &Config, findings: &mut Findings) {
     findings.range("kernel.tcp_connect.destinations_shown", connect.destinations_shown, 0, 10_000);
     let files = kernel.file_write.touched_files_max;
     findings.range("kernel.file_write.touched_files_max", files, 16, 1_048_576);
+    findings.range("kernel.file_write.heaviest_files", kernel.file_write.heaviest_files, 0, 1000);
     findings.range("kernel.file_write.slots_max", kernel.file_write.slots_max, 1, 65_536);
     for (path, value) in [
         ("kernel.tcp_connect.slow", kernel.tcp_connect.slow),

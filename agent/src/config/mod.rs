@@ -245,8 +245,11 @@ pub struct FileWrite {
     pub files: Files,
     /// Whether the first write of a cgroup to a file is notable.
     pub first_touch: bool,
-    /// Files whose first touch is remembered; the longest unused are forgotten first.
+    /// Files that are counted by themselves and whose first touch is remembered; the longest unused are
+    /// forgotten first.
     pub touched_files_max: u32,
+    /// Files that are shown with what was written to them, those with most bytes; 0 for none.
+    pub heaviest_files: u32,
     /// Places for writes under way, by thread id; threads beyond share places, which costs each write some
     /// nanoseconds more.
     pub slots_max: u32,
@@ -261,6 +264,7 @@ impl Default for FileWrite {
             files: Files::Regular,
             first_touch: true,
             touched_files_max: 8192,
+            heaviest_files: 20,
             slots_max: 65_536,
         }
     }

@@ -243,7 +243,7 @@ fn file_write(input: &mut Input<'_>) -> Result<RawWrite, DecodeError> {
         .flatten();
     Ok(RawWrite {
         // MKDEV, include/linux/kdev_t.h.
-        dev: Dev { major: dev >> 20, minor: dev & 0xf_ffff },
+        dev: Dev::from_kernel(dev),
         inode,
         generation,
         fd,

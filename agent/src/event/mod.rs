@@ -26,7 +26,7 @@ pub use tcp_connect::{
     Destination, DestinationTotals, DestinationsTotals, FailingDestination, FastOpen, TcpConnect,
 };
 pub use time::WallTime;
-pub use totals::{CgroupTotals, CostTotals, IdentityTotals, ProbeFates, Totals};
+pub use totals::{CgroupTotals, CostTotals, FileCounts, FileTotals, IdentityTotals, ProbeFates, Totals};
 pub use window::{SubjectWindow, Tick};
 
 /// One event, as it is printed (one JSON object a line) and handed to every consumer.
@@ -213,7 +213,7 @@ impl Body {
 pub struct FileWrite {
     /// The file's path.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub path: Option<Box<str>>,
+    pub path: Option<Arc<str>>,
     /// `MAJOR:MINOR` of the filesystem's device.
     pub dev: Dev,
     /// Inode number.
@@ -240,6 +240,14 @@ pub struct Dev {
     pub major: u32,
     /// Minor number.
     pub minor: u32,
+}
+
+impl Dev {
+    /// A device as the kernel holds it (`super_block.s_dev`).
+    #[must_use]
+    pub const fn from_kernel(dev: u32) -> Self {
+        Self { major: dev >> 20, minor: dev & 0xf_ffff }
+    }
 }
 
 impl std::fmt::Display for Dev {

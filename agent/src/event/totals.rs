@@ -1,10 +1,11 @@
 //! What the kernel's exact counters stand at, with names: what `/metrics` is made of.
 
+use std::ops::AddAssign;
 use std::sync::Arc;
 
 use galen_common::cost::Part;
 
-use super::{Errno, Identity, OomScope, Probe};
+use super::{Dev, Errno, Identity, OomScope, Probe};
 use crate::kernel::{Histogram, ProbeInfo, ProgramTotals};
 
 /// One reading of everything that is counted. All counters only rise while the agent runs.
@@ -22,8 +23,55 @@ pub struct Totals {
     pub probes: Vec<ProbeInfo>,
     /// What naming keeps and misses.
     pub identity: IdentityTotals,
+    /// The files that most bytes were written to, heaviest first.
+    pub heaviest_files: Vec<FileTotals>,
     /// What all this costs; `None` when nothing could be loaded.
     pub cost: Option<CostTotals>,
+}
+
+/// What was written to one file by one subject.
+#[derive(Clone, Debug)]
+pub struct FileTotals {
+    /// Whose.
+    pub identity: Arc<Identity>,
+    /// Its path, where somebody knows it.
+    pub path: Option<Arc<str>>,
+    /// Device of the filesystem.
+    pub dev: Dev,
+    /// Inode number; of several files with this path that of one of them.
+    pub inode: u64,
+    /// What was counted. It does not fall while the file is among the heaviest.
+    pub counts: FileCounts,
+}
+
+impl FileTotals {
+    /// What the file is called: its path, or its device and inode number where nobody knows that.
+    #[must_use]
+    pub fn name(&self) -> Arc<str> {
+        self.path.clone().unwrap_or_else(|| format!("{}:{}", self.dev, self.inode).into())
+    }
+}
+
+/// Writes to a file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FileCounts {
+    /// Those that did not fail.
+    pub writes: u64,
+    /// Bytes they returned.
+    pub bytes: u64,
+    /// Those that failed.
+    pub errors: u64,
+    /// Sum of the latencies of those that did not fail, nanoseconds.
+    pub latency_sum_ns: u64,
+}
+
+impl AddAssign for FileCounts {
+    fn add_assign(&mut self, more: Self) {
+        self.writes += more.writes;
+        self.bytes += more.bytes;
+        self.errors += more.errors;
+        self.latency_sum_ns += more.latency_sum_ns;
+    }
 }
 
 /// What the agent and its programs cost, and which records are made for it.

@@ -3,19 +3,19 @@
 //! The kernel tells the path below the root of the filesystem; the mount table tells where that is. A file
 //! whose path the kernel could not tell is looked for among the descriptors of its writer.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::Seek;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use super::file_names::FileNames;
 use crate::event::Dev;
 use crate::event::decode::RawWrite;
 use crate::input;
 use crate::privilege::links::Links;
 
-/// Files whose path is remembered, for records that do not carry it.
-const REMEMBERED_MAX: usize = 4096;
 /// Mounts that are remembered after they are gone, for records that were made before.
 const GONE_MOUNTS_MAX: usize = 1024;
 
@@ -25,11 +25,8 @@ pub struct Files {
     links: Links,
     mounts: Vec<Mount>,
     table: Option<File>,
-    known: HashMap<Key, Box<str>>,
+    known: Arc<Mutex<FileNames>>,
 }
-
-/// A file: device, inode number, and the generation that tells it from the one that had the number before.
-type Key = (Dev, u64, u32);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Mount {
@@ -41,28 +38,31 @@ struct Mount {
 }
 
 impl Files {
-    /// Names files by the mount table and descriptors of this procfs; descriptors are looked at by `links`.
+    /// Names files by the mount table and descriptors of this procfs; descriptors are looked at by `links`, and
+    /// what is found goes into `known`.
     #[must_use]
-    pub fn new(proc: &Path, links: Links) -> Self {
-        Self { proc: proc.to_path_buf(), links, mounts: Vec::new(), table: None, known: HashMap::new() }
+    pub fn new(proc: &Path, links: Links, known: Arc<Mutex<FileNames>>) -> Self {
+        Self { proc: proc.to_path_buf(), links, mounts: Vec::new(), table: None, known }
     }
 
     /// The path of the file that was written. `None` when nobody knows it any more.
-    pub fn path(&mut self, write: &RawWrite, pid: Option<u32>) -> Option<Box<str>> {
+    pub fn path(&mut self, write: &RawWrite, pid: Option<u32>) -> Option<Arc<str>> {
         self.follow_mounts();
         let key = (write.dev, write.inode, write.generation);
         let found = match &write.path_in_fs {
             Some(below) => join(&self.mounts, write.dev, below),
-            None => match self.known.get(&key) {
-                Some(path) => return Some(path.clone()),
+            None => match self.known().get(&key) {
+                Some(path) => return Some(path),
                 None => self.of_descriptor(write, pid?),
             },
         }?;
-        if self.known.len() >= REMEMBERED_MAX {
-            self.known.clear();
-        }
-        self.known.insert(key, found.clone());
+        let found: Arc<str> = found.into();
+        self.known().set(key, Arc::clone(&found));
         Some(found)
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, FileNames> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads the mount table again when it changed. The number of a device that is gone is given to the next
@@ -87,9 +87,7 @@ impl Files {
                 let of = |mount: &&Mount| mount.dev == dev;
                 self.mounts.iter().filter(of).eq(now.iter().filter(of))
             };
-            let devices: HashSet<Dev> = self.known.keys().map(|(dev, ..)| *dev).collect();
-            let stay: HashSet<Dev> = devices.into_iter().filter(|dev| stays(*dev)).collect();
-            self.known.retain(|(dev, ..), _| stay.contains(dev));
+            self.known().retain_devices(stays);
             self.mounts = with_gone(now, &self.mounts);
         }
         self.table = Some(table);
@@ -205,7 +203,7 @@ mod tests {
 
     #[test]
     fn this_host_has_mounts() {
-        let mut files = Files::new(Path::new("/proc"), Links::here());
+        let mut files = Files::new(Path::new("/proc"), Links::here(), Arc::default());
         files.follow_mounts();
         assert!(files.table.is_some() && !files.mounts.is_empty());
     }

@@ -7,6 +7,7 @@
 mod cgroups;
 mod container;
 pub mod cri;
+mod file_names;
 mod files;
 mod handle;
 mod names;
@@ -17,6 +18,7 @@ mod task_state;
 
 pub use cgroups::Cgroups;
 pub use container::{ProcessCgroups, identify};
+pub use file_names::{FileId, FileNames};
 pub use files::{Files, path_by_mounts};
 pub use names::{Name, Names};
 pub use oom_scope::OomFunctions;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use aya::maps::{Map, MapData, MapError, PerCpuArray};
 use galen_common::accounting::{FATES, Fate, Probe};
-use galen_common::file_write::{WriteErrorKey, WriteStats};
+use galen_common::file_write::{FileStats, TouchedFileKey, WriteErrorKey, WriteStats};
 use galen_common::histogram::BUCKETS;
 use galen_common::map_names;
 use galen_common::record::CgroupKey;
@@ -26,6 +26,7 @@ pub struct Counters {
     connects: WholeMap<CgroupKey, ConnectStats>,
     writes: WholeMap<CgroupKey, WriteStats>,
     errors: WholeMap<WriteErrorKey, u64>,
+    files: WholeMap<TouchedFileKey, FileStats>,
     oom_kills_lost: aya::maps::HashMap<MapData, u64, u64>,
     programs: Vec<(String, OwnedFd)>,
     /// Connects by destination, read apart: not each reading wants them.
@@ -97,6 +98,7 @@ impl Counters {
             connects: WholeMap::new(map_names::CONNECT_STATS, source(map_names::CONNECT_STATS)?)?,
             writes: WholeMap::new(map_names::WRITE_STATS, source(map_names::WRITE_STATS)?)?,
             errors: WholeMap::new(map_names::WRITE_ERRORS, source(map_names::WRITE_ERRORS)?)?,
+            files: WholeMap::new(map_names::TOUCHED_FILES, source(map_names::TOUCHED_FILES)?)?,
             oom_kills_lost: take(source, map_names::OOM_KILLS_LOST)?,
             programs: Vec::new(),
             destinations: Destinations::take(source, places)?,
@@ -156,6 +158,15 @@ impl Counters {
         Ok(reading)
     }
 
+    /// Gives what was written to each file to `take`. Read before [`Counters::read`], no file has more than its
+    /// cgroup.
+    ///
+    /// # Errors
+    /// As [`Counters::read`].
+    pub fn for_each_file(&self, mut take: impl FnMut(TouchedFileKey, &FileStats)) -> Result<(), KernelError> {
+        self.files.for_each(|key, stats| take(*key, stats))
+    }
+
     fn read_fates(&self) -> Result<[KernelFates; 3], KernelError> {
         let mut all = [KernelFates::default(); 3];
         for probe in Probe::ALL {
@@ -180,6 +191,15 @@ impl Counters {
         });
         for key in errors {
             self.errors.remove(key);
+        }
+        let mut files = Vec::new();
+        let _ = self.files.for_each(|key, _| {
+            if gone.contains(&key.cgroup_id) {
+                files.push(*key);
+            }
+        });
+        for key in files {
+            self.files.remove(key);
         }
         for cgroup_id in gone {
             self.forget_stats(*cgroup_id, shards);

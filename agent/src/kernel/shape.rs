@@ -173,6 +173,7 @@ fn own_settings(
         ("WRITE_EMIT", rule(kernel.file_write.emit)),
         ("WRITE_SLOW_NS", nanos(kernel.file_write.slow)),
         ("WRITE_FIRST_TOUCH", u64::from(kernel.file_write.first_touch)),
+        ("WRITE_FILES", u64::from(kernel.file_write.first_touch || kernel.file_write.heaviest_files > 0)),
         ("WRITE_ANY_FILE", u64::from(kernel.file_write.files == config::Files::Any)),
     ]
 }
@@ -185,7 +186,9 @@ fn nanos(span: config::Span) -> u64 {
 mod tests {
     use galen_common::accounting::FATES;
     use galen_common::cost::Measured;
-    use galen_common::file_write::{TouchedFileKey, WriteErrorKey, WriteSlot, WriteStart, WriteStats};
+    use galen_common::file_write::{
+        FileStats, TouchedFileKey, WriteErrorKey, WriteSlot, WriteStart, WriteStats,
+    };
     use galen_common::globals::{Handled, Runtime};
     use galen_common::record::CgroupKey;
     use galen_common::tcp_connect::{ConnectStart, ConnectStats, DestinationKey, DestinationStats};
@@ -205,13 +208,14 @@ mod tests {
             size_of::<WriteStats>(),
             size_of::<WriteErrorKey>(),
             size_of::<TouchedFileKey>(),
+            size_of::<FileStats>(),
             size_of::<CgroupKey>(),
             size_of::<Handled>(),
             size_of::<Measured>(),
             size_of::<Runtime>(),
             FATES as usize,
         ];
-        let known = (3, [48, 2288, 0, 360, 40, 64, 2152, 16, 24, 16, 16, 16, 16, 9]);
+        let known = (4, [48, 2288, 24, 360, 40, 64, 2152, 16, 24, 40, 16, 16, 16, 16, 9]);
         assert_eq!((LAYOUT_VERSION, sizes), known, "another layout takes another LAYOUT_VERSION");
     }
 

@@ -3,7 +3,7 @@
 use galen_common::accounting::FATES;
 use galen_common::cgroup::change_counts;
 use galen_common::cost::Measured;
-use galen_common::file_write::{WriteErrorKey, WriteStats};
+use galen_common::file_write::{FileStats, TouchedFileKey, WriteErrorKey, WriteStats};
 use galen_common::globals::Runtime;
 use galen_common::record::CgroupKey;
 use galen_common::tcp_connect::{ConnectStats, DestinationKey, DestinationStats};
@@ -42,6 +42,8 @@ plain_bytes!(
     DestinationStats,
     WriteStats,
     WriteErrorKey,
+    TouchedFileKey,
+    FileStats,
     FateCounts,
     ChangeCounts,
     Runtime,

@@ -9,13 +9,14 @@ use super::clock::monotonic;
 use super::cost::{Cost, Draining};
 use super::destinations::DestinationBook;
 use super::fates::Fates;
+use super::heaviest::Heaviest;
 use crate::config;
 use crate::event::{
-    CgroupTotals, Errno, Identity, IdentityTotals, OomScope, Probe, ProbeFates, SubjectWindow, Tick, Totals,
-    WallTime,
+    CgroupTotals, Errno, FileTotals, Identity, IdentityTotals, OomScope, Probe, ProbeFates, SubjectWindow,
+    Tick, Totals, WallTime,
 };
 use crate::identity::cri::CriCounts;
-use crate::identity::{Cgroups, Processes};
+use crate::identity::{Cgroups, FileNames, Processes};
 use crate::kernel::{Cell, CgroupCounters, Counters, Kept, KernelError, KillsTold, Ledger, Reading, Report};
 
 /// A cgroup that did nothing for this many readings is looked for: nobody may have told that it is gone.
@@ -29,6 +30,8 @@ pub struct Book {
     pub cgroups: Mutex<Cgroups>,
     /// What is known of processes.
     pub processes: Mutex<Processes>,
+    /// Paths of files that were written to.
+    pub file_names: Arc<Mutex<FileNames>>,
     /// What the container runtime was asked.
     pub cri: Arc<CriCounts>,
     /// Changes to the cgroup hierarchies that were lost, and scans for want of them.
@@ -118,6 +121,7 @@ struct Inner {
     readings: u32,
     /// The most kills without a name that any reading found: a reading in the middle of one finds fewer.
     nameless_kills: u64,
+    heaviest: Heaviest,
     destinations: DestinationBook,
 }
 
@@ -158,6 +162,7 @@ impl Book {
             dropped: 0,
             readings: 0,
             nameless_kills: 0,
+            heaviest: Heaviest::new(kernel.file_write.heaviest_files as usize),
             destinations: DestinationBook::new(kernel.tcp_connect.destinations_idle.0, now_mono),
         };
         if is_resumed {
@@ -166,6 +171,7 @@ impl Book {
         Self {
             cgroups: Mutex::new(cgroups),
             processes: Mutex::new(processes),
+            file_names: Arc::default(),
             cri: Arc::default(),
             changes: Changes::default(),
             fates,
@@ -197,6 +203,7 @@ impl Book {
     /// When the kernel refuses to hand out the counters.
     pub fn totals(&self) -> Result<Totals, KernelError> {
         let mut inner = lock(&self.inner);
+        let heaviest_files = self.heaviest_files(&mut inner)?;
         let Inner { counters, destinations, .. } = &mut *inner;
         let Some(counters) = counters else {
             let identity = self.identity_totals();
@@ -230,7 +237,20 @@ impl Book {
         let cost = inner.cost.as_ref().map(Cost::totals);
         drop(inner);
         let identity = self.identity_totals();
-        Ok(Totals { cost, cgroups, destinations, fates, programs, probes: self.report.to_vec(), identity })
+        let probes = self.report.to_vec();
+        Ok(Totals { cost, cgroups, destinations, fates, programs, probes, identity, heaviest_files })
+    }
+
+    /// Read before the counters of the cgroups, so that no file has more than they have.
+    fn heaviest_files(&self, inner: &mut Inner) -> Result<Vec<FileTotals>, KernelError> {
+        let Inner { counters: Some(counters), heaviest, .. } = inner else { return Ok(Vec::new()) };
+        if !heaviest.is_wanted() {
+            return Ok(Vec::new());
+        }
+        let mut candidates = heaviest.candidates();
+        counters.for_each_file(|key, stats| candidates.add(key, stats))?;
+        let mut names = lock(&self.file_names);
+        Ok(heaviest.rank(candidates, |id| self.identity(id), |file| names.get(file)))
     }
 
     /// What moved since the last window.

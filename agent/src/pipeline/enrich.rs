@@ -1,6 +1,6 @@
 //! Records → events: wall time, names of cgroups and files, whose limit an OOM kill enforced.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use super::book::{Book, lock};
@@ -26,11 +26,13 @@ impl Enricher {
     #[must_use]
     pub(super) fn new(
         node: Arc<str>,
-        proc: PathBuf,
+        proc: &Path,
         links: Links,
+        book: &Book,
         oom_functions: Arc<OnceLock<OomFunctions>>,
     ) -> Self {
-        Self { node, files: Files::new(&proc, links), proc, clock: WallClock::read(), oom_functions }
+        let files = Files::new(proc, links, Arc::clone(&book.file_names));
+        Self { node, files, proc: proc.to_path_buf(), clock: WallClock::read(), oom_functions }
     }
 
     /// Reads the clocks again; to be called before each batch.

@@ -13,6 +13,7 @@ mod drain;
 mod enrich;
 mod fates;
 mod governor;
+mod heaviest;
 mod hierarchy;
 mod loaded;
 mod losses;

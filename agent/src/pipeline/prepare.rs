@@ -226,6 +226,8 @@ fn read_oom_functions(
             ),
         }
         let _ = done.send(());
+        // The last step of the start.
+        crate::memory::give_back_after_start();
     };
     std::thread::Builder::new().name("galen-symbols".into()).spawn(work).map_err(StartError::Thread)?;
     Ok(read)

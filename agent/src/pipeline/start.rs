@@ -195,8 +195,9 @@ fn spawn_parts(
         book: Arc::clone(&book),
         enricher: Enricher::new(
             Arc::clone(&node),
-            config.host.proc.clone(),
+            &config.host.proc,
             links,
+            &book,
             Arc::clone(&oom_functions),
         ),
         outlet: Outlet::new(parts, config, blind, WallTime::now()),

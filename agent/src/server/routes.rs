@@ -15,10 +15,13 @@ use tokio_util::sync::CancellationToken;
 use super::guard::{self, Guard, error};
 use super::readings::Readings;
 use super::{Origin, State, destinations, events, incidents};
-use crate::event::{Kind, ProbeFates, Totals};
+use crate::event::{FileTotals, Kind, ProbeFates, Totals};
 use crate::sink::history::SUBSCRIBER_SLOW;
 use crate::sink::metrics::{Exporter, Format, Input, OutputDrops, Process};
 use crate::sink::stdout::OUTPUT_FULL;
+
+/// A page from which on the memory that making it took is given back at once.
+const LARGE_PAGE_BYTES: usize = 256 * 1024;
 
 /// What the handlers share.
 pub(super) struct App {
@@ -67,7 +70,15 @@ async fn metrics(Extract(app): Extract<Arc<App>>, headers: HeaderMap) -> Respons
     let accept: Vec<_> = headers.get_all(ACCEPT).iter().filter_map(|accept| accept.to_str().ok()).collect();
     let format = Format::negotiate(&accept.join(","));
     // With thousands of series this takes milliseconds, too long for a thread that also drains rings.
-    match tokio::task::spawn_blocking(move || app.render(&totals, format)).await {
+    let rendered = tokio::task::spawn_blocking(move || {
+        let page = app.render(&totals, format);
+        drop(totals);
+        if page.len() > LARGE_PAGE_BYTES {
+            crate::memory::give_back();
+        }
+        page
+    });
+    match rendered.await {
         Ok(text) => ([(CONTENT_TYPE, format.content_type())], text).into_response(),
         Err(_) => {
             error(StatusCode::INTERNAL_SERVER_ERROR, "rendering the metrics failed; see the agent's log")
@@ -86,7 +97,7 @@ impl App {
         }
     }
 
-    fn render(&self, totals: &Totals, format: Format) -> String {
+    fn render(&self, totals: &Totals, format: Format) -> Vec<u8> {
         let health = Arc::clone(&self.state.health.borrow());
         let printed = self.state.printer.as_ref().map_or([0; Kind::ALL.len()], |printer| printer.dropped());
         let outputs = [
@@ -133,6 +144,7 @@ async fn status(Extract(app): Extract<Arc<App>>) -> Response {
             "records_kept": Map::from_iter(cost.kept_ratios.map(|(lane, ratio)| (lane.to_owned(), json!(ratio)))),
         })),
         "healing": { "mode": *app.state.healing_mode.borrow() },
+        "heaviest_files": totals.heaviest_files.iter().map(file).collect::<Vec<_>>(),
     }))
     .into_response()
 }
@@ -150,6 +162,28 @@ fn probes(totals: &Totals) -> Vec<Value> {
             })
         })
         .collect()
+}
+
+/// The identity's fields and the file's own, as an event has them.
+fn file(file: &FileTotals) -> Value {
+    let mut fields = match serde_json::to_value(&*file.identity) {
+        Ok(Value::Object(fields)) => fields,
+        _ => Map::new(),
+    };
+    fields.extend(file.path.as_deref().map(|path| ("path".to_owned(), json!(path))));
+    let counts = &file.counts;
+    for (name, value) in [
+        ("dev", json!(file.dev)),
+        ("inode", json!(file.inode)),
+        ("subject", json!(file.identity.subject())),
+        ("writes", json!(counts.writes)),
+        ("bytes", json!(counts.bytes)),
+        ("errors", json!(counts.errors)),
+        ("latency_sum_us", json!(counts.latency_sum_ns / 1000)),
+    ] {
+        fields.insert(name.to_owned(), value);
+    }
+    Value::Object(fields)
 }
 
 fn fates(fates: &[ProbeFates]) -> Map<String, Value> {

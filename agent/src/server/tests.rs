@@ -6,7 +6,9 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::event::{Body, Event, HealthState, Lost, Probe, ProbeInfo, WallTime};
+use crate::event::{
+    Body, Dev, Event, FileCounts, FileTotals, HealthState, Identity, Lost, Probe, ProbeInfo, WallTime,
+};
 use crate::sink::Record;
 
 struct Fixture {
@@ -26,7 +28,14 @@ fn totals() -> Totals {
         variant: "raw_tp",
         refused: vec!["tp_btf: no BTF".to_owned()],
     };
-    Totals { probes: vec![probe], ..Totals::default() }
+    let file = FileTotals {
+        identity: Arc::new(Identity { unit: Some("a.service".into()), ..Identity::default() }),
+        path: None,
+        dev: Dev { major: 254, minor: 1 },
+        inode: 7,
+        counts: FileCounts { writes: 2, bytes: 3000, errors: 1, latency_sum_ns: 4_000 },
+    };
+    Totals { probes: vec![probe], heaviest_files: vec![file], ..Totals::default() }
 }
 
 async fn start() -> Fixture {
@@ -148,6 +157,10 @@ async fn status_shows_health_worst_first_and_hooks_with_what_was_refused() {
     assert_eq!(status["health"][0]["state"], "unhealthy");
     assert_eq!(status["probes"][0]["refused"][0], "tp_btf: no BTF");
     assert_eq!(status["healing"]["mode"], "dry_run");
+    let file = &status["heaviest_files"][0];
+    assert_eq!((&file["dev"], &file["inode"], file.get("path")), (&"254:1".into(), &7.into(), None));
+    assert_eq!((&file["unit"], &file["subject"]), (&"a.service".into(), &"unit:a.service".into()));
+    assert_eq!((&file["bytes"], &file["latency_sum_us"]), (&3000.into(), &4.into()));
     server.end().await;
 }
 

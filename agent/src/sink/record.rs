@@ -42,7 +42,7 @@ impl Record {
         let named = [&identity.cgroup, &identity.container_id, &identity.container, &identity.pod];
         let rest = [&identity.namespace, &identity.pod_uid, &identity.unit, &self.event.task.comm];
         let body = match &self.event.body {
-            crate::event::Body::FileWrite(write) => text(&write.path),
+            crate::event::Body::FileWrite(write) => write.path.as_ref().map_or(0, |path| path.len() + 16),
             crate::event::Body::Health(health) => health.reasons.iter().map(String::len).sum(),
             crate::event::Body::Healing(healing) => healing.reason.as_ref().map_or(0, String::len),
             _ => 0,

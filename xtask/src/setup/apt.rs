@@ -40,11 +40,16 @@ pub(crate) fn ensure(packages: &[&str], purpose: &str) -> Result<()> {
 ///
 /// For what is of use from some version on: lists without the security updates offer an older one.
 pub(crate) fn install_newest(packages: &[&str]) -> Result<bool> {
-    eprintln!("setup: fetching the package lists");
     // One source that does not answer is no reason to give up: the others may have what is needed.
-    apt(&["update"])?;
+    update()?;
     eprintln!("setup: installing {}", packages.join(" "));
     install(packages)
+}
+
+/// Fetches the lists.
+pub(crate) fn update() -> Result<()> {
+    eprintln!("setup: fetching the package lists");
+    apt(&["update"]).map(drop)
 }
 
 fn missing<'a>(packages: &[&'a str]) -> Vec<&'a str> {

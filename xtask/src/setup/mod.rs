@@ -7,6 +7,7 @@
 pub(crate) mod apt;
 mod compiler;
 mod linker;
+pub(crate) mod prometheus;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

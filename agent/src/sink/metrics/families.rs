@@ -42,6 +42,10 @@ families! {
     WRITE_BYTES "galen_file_write_bytes_total" Counter "Bytes that these writes returned.";
     WRITE_ERRORS "galen_file_write_errors_total" Counter "Writes to regular files, or to anything under files: any, that failed.";
     WRITE_DURATION "galen_file_write_duration_seconds" Histogram "Time in the call of writes that did not fail.";
+    HEAVIEST_WRITES "galen_file_heaviest_writes" Gauge "Writes that did not fail, of the files with most bytes.";
+    HEAVIEST_BYTES "galen_file_heaviest_write_bytes" Gauge "Bytes that these writes returned.";
+    HEAVIEST_ERRORS "galen_file_heaviest_write_errors" Gauge "Writes to these files that failed.";
+    HEAVIEST_SECONDS "galen_file_heaviest_write_seconds" Gauge "Time in the call of those that did not fail.";
     OOM_KILLS "galen_oom_kills_total" Counter "Tasks marked as victims of an OOM kill.";
     SERIES_OTHER "galen_series_other" Gauge "Series that are summed into the one labelled other.";
     SEEN "galen_events_seen_total" Counter "Events whose fate is known: delivered, filtered, sampled or dropped.";

@@ -8,7 +8,10 @@ use super::buckets::{self, Bounds};
 use super::destinations;
 use super::encoder::{Encoder, Labels, Seconds, label};
 use super::families::{self, Family};
-use crate::event::{CgroupTotals, ConnectPhase, CostTotals, Histogram, Outcome, Probe, ProbeFates, Totals};
+use super::files;
+use crate::event::{
+    CgroupTotals, ConnectPhase, CostTotals, FileCounts, Histogram, Outcome, Probe, ProbeFates, Totals,
+};
 
 /// Reasons of losses before a record is looked at: exported from 0, so that a rate sees the first one.
 const KERNEL_REASONS: [&str; 3] = ["agent_ended", "no_ring", "ring_full"];
@@ -39,21 +42,32 @@ pub(super) fn render(encoder: &mut Encoder, exporter: &mut Exporter, totals: &To
         collect_histograms(cgroup, &identity, &mut histograms);
     }
     let mut summed = Vec::new();
+    let mut all_writes = FileCounts::default();
     for ((family, bounds), (bounded, values)) in
         HISTOGRAM_FAMILIES.into_iter().zip(exporter.histograms.iter_mut().zip(histograms))
     {
         encoder.family(family);
         for (labels, value) in bounded.select(values) {
             encoder.histogram(family, &labels, bounds, &value);
+            if family.name == families::WRITE_DURATION.name {
+                all_writes.latency_sum_ns += value.sum_ns;
+            }
         }
         summed.push((family, bounded.summed()));
     }
     for (family, (bounded, values)) in
         COUNTER_FAMILIES.into_iter().zip(exporter.counters.iter_mut().zip(counters))
     {
-        render_counter(encoder, family, bounded, values);
+        let sum = render_counter(encoder, family, bounded, values);
+        match family.name {
+            name if name == families::WRITES.name => all_writes.writes = sum,
+            name if name == families::WRITE_BYTES.name => all_writes.bytes = sum,
+            name if name == families::WRITE_ERRORS.name => all_writes.errors = sum,
+            _ => {}
+        }
         summed.push((family, bounded.summed()));
     }
+    files::render(encoder, &totals.heaviest_files, all_writes);
     encoder.family(&families::SERIES_OTHER);
     for (family, count) in summed {
         encoder.sample(&families::SERIES_OTHER, &label("family", family.name), count);
@@ -66,16 +80,25 @@ pub(super) fn render(encoder: &mut Encoder, exporter: &mut Exporter, totals: &To
     }
 }
 
-fn render_counter(encoder: &mut Encoder, family: &Family, bounded: &mut Bounded<u64>, values: Values<u64>) {
+/// Gives the sum of what was rendered.
+fn render_counter(
+    encoder: &mut Encoder,
+    family: &Family,
+    bounded: &mut Bounded<u64>,
+    values: Values<u64>,
+) -> u64 {
     encoder.family(family);
     let is_time = family.name.ends_with("_seconds_total");
+    let mut sum = 0;
     for (labels, value) in bounded.select(values) {
+        sum += value;
         if is_time {
             encoder.sample(family, &labels, Seconds(value));
         } else {
             encoder.sample(family, &labels, value);
         }
     }
+    sum
 }
 
 /// Adds a cgroup's counters. What never happened in a cgroup has no series there: with seven outcomes and

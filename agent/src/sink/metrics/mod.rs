@@ -1,7 +1,7 @@
-//! `/metrics`: Prometheus text 0.0.4 and OpenMetrics 1.0 from one reading of all counters.
+//! `/metrics`: Prometheus text 0.0.4, OpenMetrics 1.0 and Prometheus' protobuf from one reading of all counters.
 //!
-//! Written by hand: the encoder of the usual library knows OpenMetrics only, and the counters here are the
-//! kernel's own readings, not a registry's. `docs/metrics.md` lists every family; a test compares.
+//! Written by hand: the encoder of the usual library knows OpenMetrics only and no native histograms, and the
+//! counters here are the kernel's own readings, not a registry's. `docs/metrics.md` lists every family; a test compares.
 
 mod bounded;
 mod buckets;
@@ -9,9 +9,11 @@ mod counters;
 mod destinations;
 mod encoder;
 mod families;
+mod files;
 mod kernel;
 mod own;
 mod process;
+mod protobuf;
 
 pub use counters::Counters;
 pub use encoder::Format;
@@ -73,7 +75,7 @@ impl Exporter {
     }
 
     /// Renders `input`. With the thousand series of every family that is some milliseconds of work.
-    pub fn render(&mut self, input: &Input<'_>, format: Format) -> String {
+    pub fn render(&mut self, input: &Input<'_>, format: Format) -> Vec<u8> {
         let mut encoder = Encoder::new(format);
         kernel::render(&mut encoder, self, input.totals);
         own::render(&mut encoder, input);

@@ -1,15 +1,17 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use proptest::prelude::*;
+use prost::Message;
 
 use super::families::{ALL, Type};
-use super::parser::{Page, parse};
+use super::parser::{Page, Sample, parse};
+use super::protobuf::MetricFamily;
 use super::*;
 use crate::event::{
     Body, CgroupTotals, CostTotals, Destination, DestinationCounters, DestinationTotals, DestinationsTotals,
-    Errno, Event, Fault, HealthState, Histogram, Identity, IdentityTotals, OomScope, Probe, ProbeFates,
-    ProbeInfo, ProgramTotals, Signal, WallTime,
+    Dev, Errno, Event, Fault, FileCounts, FileTotals, HealthState, Histogram, Identity, IdentityTotals,
+    OomScope, Probe, ProbeFates, ProbeInfo, ProgramTotals, Signal, WallTime,
 };
 use crate::healing::ActionCount;
 
@@ -48,6 +50,16 @@ fn destinations() -> DestinationsTotals {
 
 fn unit(name: &str) -> Identity {
     Identity { unit: Some(name.into()), ..Identity::default() }
+}
+
+fn heavy(path: Option<&str>, bytes: u64) -> FileTotals {
+    FileTotals {
+        identity: Arc::new(unit("a")),
+        path: path.map(Into::into),
+        dev: Dev { major: 254, minor: 1 },
+        inode: 7,
+        counts: FileCounts { writes: 1, bytes, errors: 1, latency_sum_ns: 1_500_000_000 },
+    }
 }
 
 fn totals(cgroups: Vec<CgroupTotals>) -> Totals {
@@ -96,6 +108,7 @@ fn totals(cgroups: Vec<CgroupTotals>) -> Totals {
         programs: vec![program.clone(), program],
         probes: vec![probe],
         identity,
+        heaviest_files: vec![heavy(Some("/var/log/a"), 3000), heavy(None, 1000)],
     }
 }
 
@@ -155,7 +168,52 @@ fn render(exporter: &mut Exporter, totals: &Totals, format: Format) -> Page {
         outputs: &outputs,
         process: &process,
     };
-    parse(&exporter.render(&input, format), format)
+    let page = exporter.render(&input, format);
+    match format {
+        Format::Protobuf => messages(&page),
+        _ => parse(&String::from_utf8(page).unwrap(), format),
+    }
+}
+
+/// Reads the protobuf form as what the text form would say.
+fn messages(mut bytes: &[u8]) -> Page {
+    let mut page = Page::default();
+    while !bytes.is_empty() {
+        let family = MetricFamily::decode_length_delimited(&mut bytes).expect("a whole message");
+        let kind = match family.kind {
+            Some(0) => "counter",
+            Some(1) => "gauge",
+            Some(4) => "histogram",
+            other => panic!("type {other:?} of {}", family.name),
+        };
+        assert!(
+            page.families.insert(family.name.clone(), kind.to_owned()).is_none(),
+            "{} twice",
+            family.name
+        );
+        for metric in family.metric {
+            let labels: BTreeMap<_, _> =
+                metric.label.into_iter().map(|pair| (pair.name, pair.value)).collect();
+            let mut add = |end: &str, le: Option<f64>, value: f64| {
+                let mut labels = labels.clone();
+                labels.extend(le.map(|le| ("le".to_owned(), le.to_string())));
+                page.samples.push(Sample { name: format!("{}{end}", family.name), labels, value });
+            };
+            if let Some(value) = metric.counter.or(metric.gauge) {
+                add("", None, value.value.unwrap());
+                continue;
+            }
+            let histogram = metric.histogram.expect("a value");
+            for bucket in histogram.bucket {
+                add("_bucket", bucket.upper_bound, bucket.cumulative_count.unwrap() as f64);
+            }
+            let count = histogram.sample_count.unwrap() as f64;
+            add("_bucket", Some(f64::INFINITY), count);
+            add("_sum", None, histogram.sample_sum.unwrap());
+            add("_count", None, count);
+        }
+    }
+    page
 }
 
 fn both(totals: &Totals) -> [Page; 2] {
@@ -163,19 +221,22 @@ fn both(totals: &Totals) -> [Page; 2] {
 }
 
 #[test]
-fn both_formats_hold_the_same_samples() {
-    let [text, open] =
-        both(&totals(vec![cgroup(unit("a"), &[1, 70, 5000, 1 << 40]), cgroup(Identity::default(), &[])]));
+fn all_forms_hold_the_same_samples() {
+    let totals = totals(vec![
+        cgroup(unit("a\\\"b\n,c=\"\""), &[1, 70, 5000, 1 << 40]),
+        cgroup(Identity::default(), &[]),
+    ]);
+    let [text, open] = both(&totals);
+    let protobuf = render(&mut Exporter::new(1000, 50), &totals, Format::Protobuf);
     let key = |page: &Page| -> Vec<String> {
-        let stable = |sample: &&super::parser::Sample| !sample.name.starts_with("process_");
+        let stable = |sample: &&Sample| !sample.name.starts_with("process_");
         page.samples
             .iter()
             .filter(stable)
             .map(|sample| {
                 let mut labels = sample.labels.clone();
-                if let Some(le) = labels.get_mut("le")
-                    && let Ok(number) = le.parse::<f64>()
-                {
+                if let Some(le) = labels.get_mut("le") {
+                    let number = if le == "+Inf" { f64::INFINITY } else { le.parse().unwrap() };
                     *le = number.to_string();
                 }
                 format!("{} {labels:?} {}", sample.name, sample.value)
@@ -183,8 +244,10 @@ fn both_formats_hold_the_same_samples() {
             .collect()
     };
     assert_eq!(key(&text), key(&open));
+    assert_eq!(key(&text), key(&protobuf));
     assert_eq!(text.families.len(), ALL.len());
     assert_eq!(text.families.keys().collect::<Vec<_>>(), open.families.keys().collect::<Vec<_>>());
+    assert!(protobuf.families.iter().all(|(name, kind)| text.families.get(name) == Some(kind)));
 }
 
 #[test]
@@ -234,6 +297,20 @@ fn the_values_are_those_that_were_counted() {
         ),
         Some(1.0)
     );
+}
+
+#[test]
+fn the_heaviest_files_and_the_rest_add_up_to_all_writes() {
+    let [page, _] = both(&totals(vec![cgroup(unit("a"), &[1, 70, 5000]), cgroup(unit("b"), &[9])]));
+    let bytes = |labels: &[(&str, &str)]| page.value("galen_file_heaviest_write_bytes", labels);
+    assert_eq!(bytes(&[("unit", "a"), ("path", "/var/log/a")]), Some(3000.0));
+    assert_eq!(bytes(&[("unit", "a"), ("path", "254:1:7")]), Some(1000.0));
+    assert_eq!(bytes(&[("path", "other")]), Some(2.0 * 4096.0 - 4000.0));
+    let sum = |name: &str| page.samples.iter().filter(|s| s.name == name).map(|s| s.value).sum::<f64>();
+    assert_eq!(sum("galen_file_heaviest_writes"), sum("galen_file_writes_total"));
+    assert_eq!(sum("galen_file_heaviest_write_errors"), sum("galen_file_write_errors_total"));
+    let seconds = page.value("galen_file_heaviest_write_seconds", &[("unit", "a"), ("path", "/var/log/a")]);
+    assert_eq!(seconds, Some(1.5));
 }
 
 #[test]

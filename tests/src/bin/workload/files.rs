@@ -1,6 +1,6 @@
 //! Writes whose number and bytes are known.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -54,6 +54,23 @@ pub(crate) fn crowd(folder: &str, threads: u64, times: u64) -> Result<Value> {
         writers.into_iter().map(|writer| writer.join().map_or(0, |count| count as u64)).sum()
     });
     Ok(json!({"writes": written, "bytes": written}))
+}
+
+/// One-byte writes in one cgroup after the other. Joining is such a write too, which returns in the new cgroup.
+pub(crate) fn tour(parent: &Path, file: &str, times: u64, rounds: u64) -> Result<Value> {
+    let opened = create(file)?;
+    let entries = fs::read_dir(parent).with_context(|| format!("cannot list {}", parent.display()))?;
+    let cgroups: Vec<_> = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+    for _ in 0..rounds {
+        for cgroup in &cgroups {
+            let procs = cgroup.join("cgroup.procs");
+            fs::write(&procs, "0").with_context(|| format!("cannot write {}", procs.display()))?;
+            for _ in 0..times {
+                whole(pwrite(opened.as_raw_fd(), b"x", 0), 1, "pwrite64")?;
+            }
+        }
+    }
+    Ok(json!({"cgroups": cgroups.len(), "writes_each": rounds * (times + 1)}))
 }
 
 /// Writes to what is no regular file.

@@ -51,6 +51,7 @@ usage: galen-workload [--wait] [--netns FILE] [--dies-first] COMMAND
                                 sendfile, splice, copy_file_range, io_uring, mmap; SOURCE has what is copied
   last-deeds FILE ADDR MIB      writes to FILE, connects to ADDR, and takes so much memory
   fill FILE                     writes until the filesystem is full
+  tour PARENT FILE N ROUNDS     N one-byte writes to FILE in each cgroup below PARENT, so many times
 example: galen-workload pwrite-file 100000 /var/tmp";
 
 fn main() -> ExitCode {
@@ -105,6 +106,9 @@ fn run(words: &[&str]) -> Result<Value> {
             return take(number(mib)?).map(|held| json!({"mib": held.len()}));
         }
         ["fill", file] => return files::fill(file),
+        ["tour", parent, file, times, rounds] => {
+            return files::tour(Path::new(parent), file, number(times)?, number(rounds)?);
+        }
         ["pwrite-null", times] => {
             let file = OpenOptions::new().write(true).open("/dev/null").context("cannot open /dev/null")?;
             timed(number(times)?, || pwrite(file.as_raw_fd()))
