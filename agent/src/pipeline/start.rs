@@ -189,17 +189,12 @@ fn spawn_parts(
         tracing::warn!("changes to cgroups cannot be watched ({error}); they are read by the timer alone");
     }
     let blind = blind_to(&loaded, &config.kernel);
+    let functions = Arc::clone(&oom_functions);
     let drain = Drain {
         notify,
         hierarchy: Hierarchy::new(hierarchies, loaded.cgroup_changes),
         book: Arc::clone(&book),
-        enricher: Enricher::new(
-            Arc::clone(&node),
-            &config.host.proc,
-            links,
-            &book,
-            Arc::clone(&oom_functions),
-        ),
+        enricher: Enricher::new(Arc::clone(&node), &config.host.proc, links, &book, functions),
         outlet: Outlet::new(parts, config, blind, WallTime::now()),
         incidents,
         healing,
