@@ -44,7 +44,7 @@ pub fn count(key: &DestinationKey, connect: &Counted<'_>) {
             add(&raw mut (*stats).syn_retransmits, u64::from(connect.syn_retransmits));
         }
         if let Some(bucket) = connect.bucket {
-            // The compiler knows that the mask changes nothing, and the verifier does not: the black box keeps it.
+            // The compiler knows that the mask changes nothing, and the verifier does not: the black box keeps it in.
             let bucket = core::hint::black_box(destination_bucket(bucket)) & (DESTINATION_BUCKETS - 1);
             add((&raw mut (*stats).latency).cast::<u64>().add(bucket), 1);
         }

@@ -112,6 +112,9 @@ pub(super) fn find(wanted: &str, folder: &Path) -> Result<Stored, Missing> {
         ));
     }
     let paths = store::paths(folder).map_err(Missing::Unreadable)?;
+    if let Some(why) = missing_state_dir(folder) {
+        return Err(Missing::Unclear(why));
+    }
     if paths.is_empty() {
         let folder = folder.display();
         return Err(Missing::Unclear(format!("no incident was kept yet in {folder}: no OOM kill was seen")));
@@ -143,7 +146,21 @@ fn show(incident: &Stored, output: Format) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// A state folder that is not there is a wrong path, or one that no agent ever used: not the same as no incidents.
+fn missing_state_dir(folder: &Path) -> Option<String> {
+    let state_dir = folder.parent()?;
+    (!state_dir.exists()).then(|| {
+        format!(
+            "there is no state folder {}: no agent has run with it; name the agent's with --state-dir DIR or --config FILE",
+            state_dir.display()
+        )
+    })
+}
+
 fn list(folder: &Path, output: Format) -> Result<ExitCode> {
+    if let Some(why) = missing_state_dir(folder) {
+        return Ok(Missing::Unclear(why).say());
+    }
     let (found, broken) = match store::list(folder) {
         Ok(listed) => listed,
         Err(error) => return Ok(Missing::Unreadable(error).say()),

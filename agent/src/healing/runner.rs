@@ -53,7 +53,7 @@ struct Clock {
 
 impl Clock {
     fn new() -> Self {
-        let uptime = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
+        let uptime = crate::input::read_text(std::path::Path::new("/proc/uptime")).unwrap_or_default();
         let seconds = uptime.split_whitespace().next().and_then(|seconds| seconds.parse().ok());
         let boot = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).unwrap_or_default();
         Self { start: Instant::now(), boot }

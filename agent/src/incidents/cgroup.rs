@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::kernel_log::Report;
 use super::pressure::{self, Pressure};
+use crate::input;
 use crate::kernel::cgroups::Hierarchies;
 
 /// Above this a limit is none: v1 writes the largest number of pages, in bytes.
@@ -265,12 +266,12 @@ impl CgroupMemory {
 }
 
 fn number(path: &Path) -> Option<u64> {
-    fs::read_to_string(path).ok()?.trim().parse().ok()
+    input::read_text(path).ok()?.trim().parse().ok()
 }
 
 /// Lines of a name and a number.
 pub(super) fn pairs(path: &Path) -> BTreeMap<String, u64> {
-    let text = fs::read_to_string(path).unwrap_or_default();
+    let text = input::read_text(path).unwrap_or_default();
     let pair = |line: &str| {
         let (name, value) = line.split_once(' ')?;
         Some((name.to_owned(), value.trim().parse().ok()?))

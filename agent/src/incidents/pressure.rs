@@ -2,13 +2,13 @@
 //! (Documentation/accounting/psi.rst) and `/proc/vmstat`.
 
 use std::collections::VecDeque;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::event::WallTime;
+use crate::input;
 
 /// How often a sample is taken.
 pub(super) const PERIOD: Duration = Duration::from_secs(2);
@@ -100,7 +100,7 @@ impl Samples {
 
     /// Takes a sample; the first is only what the second is held against.
     pub(super) fn take(&mut self, time: WallTime) {
-        let Ok(text) = fs::read_to_string(self.proc.join("vmstat")) else { return };
+        let Ok(text) = input::read_text(&self.proc.join("vmstat")) else { return };
         let (free_pages, now) = vmstat(&text);
         let pressure = read(&self.proc.join("pressure/memory"));
         let before = self.before.replace((time, now, pressure));
@@ -162,7 +162,7 @@ fn vmstat(text: &str) -> (u64, Vmstat) {
 
 /// Reads a PSI file; `None` where the kernel has none, or it is switched off.
 pub(super) fn read(path: &Path) -> Option<Pressure> {
-    parse(&fs::read_to_string(path).ok()?)
+    parse(&input::read_text(path).ok()?)
 }
 
 /// `some avg10=0.00 avg60=0.04 avg300=0.06 total=2516853` and the same for `full`.
@@ -179,6 +179,8 @@ fn parse(text: &str) -> Option<Pressure> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::cgroup::Tree;
 use super::kernel_log::Report;
+use crate::input;
 
 /// Processes that an incident names.
 pub(super) const LARGEST: usize = 10;
@@ -80,7 +81,7 @@ pub(super) fn largest(proc: &Path, tree: Option<&Tree>, cgroup: Option<&str>) ->
     found.sort_by_key(|process| std::cmp::Reverse(process.rss_bytes));
     found.truncate(LARGEST);
     for process in &mut found {
-        let adjustment = fs::read_to_string(proc.join(format!("{}/oom_score_adj", process.pid)));
+        let adjustment = input::read_text(&proc.join(format!("{}/oom_score_adj", process.pid)));
         process.oom_score_adj = adjustment.ok().and_then(|text| text.trim().parse().ok());
     }
     found
@@ -91,7 +92,7 @@ fn of_cgroup(tree: &Tree, cgroup: &str) -> Vec<u32> {
     let (mut pids, mut looked_at) = (Vec::new(), 0);
     while let Some(path) = waiting.pop() {
         looked_at += 1;
-        let text = fs::read_to_string(tree.folder(&path).join("cgroup.procs")).unwrap_or_default();
+        let text = input::read_text(&tree.folder(&path).join("cgroup.procs")).unwrap_or_default();
         pids.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()));
         if pids.len() >= PROCESSES_MAX || looked_at + waiting.len() >= CGROUPS_MAX {
             break;
@@ -113,7 +114,7 @@ fn of_node(proc: &Path) -> Vec<u32> {
 
 /// proc_pid_status(5). Kernel threads have no memory and are none.
 fn read(proc: &Path, pid: u32) -> Option<Process> {
-    let text = fs::read_to_string(proc.join(format!("{pid}/status"))).ok()?;
+    let text = input::read_text(&proc.join(format!("{pid}/status"))).ok()?;
     let fields: HashMap<&str, &str> = text.lines().filter_map(|line| line.split_once(":\t")).collect();
     let bytes = |name: &str| {
         let kib: u64 = fields.get(name)?.trim().strip_suffix(" kB")?.trim().parse().ok()?;
@@ -147,7 +148,7 @@ impl Watched {
         let Some(folder) = &self.0 else { return true };
         let stat = PathBuf::from(format!("/proc/self/fd/{}/stat", folder.as_raw_fd()));
         // The name in parentheses may hold anything.
-        fs::read_to_string(stat).map_or(true, |stat| {
+        input::read_text(&stat).map_or(true, |stat| {
             stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
         })
     }
@@ -155,7 +156,8 @@ impl Watched {
     /// The path of its memory cgroup, while it still has one.
     pub(super) fn cgroup(&self, tree: &Tree) -> Option<String> {
         let folder = self.0.as_ref()?;
-        let text = fs::read_to_string(format!("/proc/self/fd/{}/cgroup", folder.as_raw_fd())).ok()?;
+        let text =
+            input::read_text(&PathBuf::from(format!("/proc/self/fd/{}/cgroup", folder.as_raw_fd()))).ok()?;
         tree.path_of_process(&text)
     }
 }
@@ -163,7 +165,7 @@ impl Watched {
 /// Bytes of a page: AT_PAGESZ of getauxval(3).
 pub(super) fn page_bytes() -> u64 {
     const AT_PAGESZ: u64 = 6;
-    let auxv = fs::read("/proc/self/auxv").unwrap_or_default();
+    let auxv = input::read_bytes(Path::new("/proc/self/auxv"), input::TEXT_MAX_BYTES).unwrap_or_default();
     let word = |bytes: &[u8]| bytes.try_into().map_or(0, usize::from_ne_bytes) as u64;
     let (pairs, _) = auxv.as_chunks::<{ 2 * size_of::<usize>() }>();
     pairs
@@ -184,6 +186,31 @@ mod tests {
         assert!(found.is_sorted_by_key(|process| std::cmp::Reverse(process.rss_bytes)), "{found:?}");
         assert!(found.iter().all(|process| process.oom_score_adj.is_some() && !process.comm.is_empty()));
         assert!(page_bytes() >= 4096 && page_bytes().is_power_of_two());
+    }
+
+    #[test]
+    fn a_name_that_is_not_utf_8_hides_no_process() {
+        use std::os::unix::ffi::OsStrExt;
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join(std::ffi::OsStr::from_bytes(b"\xff\xfe"));
+        std::os::unix::fs::symlink("/bin/sleep", &program).unwrap();
+        let mut child = std::process::Command::new(&program).arg("60").spawn().unwrap();
+        let watched = Watched::new(Path::new("/proc"), child.id());
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        // The name is set some time after the new program has the process.
+        let found = loop {
+            let found = read(Path::new("/proc"), child.id());
+            let is_named = found.as_ref().is_some_and(|found| found.comm == "\u{fffd}\u{fffd}");
+            if is_named || std::time::Instant::now() > until {
+                break found;
+            }
+            std::thread::yield_now();
+        };
+        let ended = watched.has_ended();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(found.unwrap().comm, "\u{fffd}\u{fffd}");
+        assert!(!ended);
     }
 
     #[test]

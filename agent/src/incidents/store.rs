@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 
 use super::{SCHEMA_VERSION, Stats};
 use crate::event::WallTime;
+use crate::input;
 
 /// An incident is far smaller; it bounds what is read of a file that is none.
 const FILE_BYTES_MAX: u64 = 4 << 20;
@@ -134,7 +135,7 @@ impl Store {
             let oldest = self.files.keys().find(|id| Some(id.as_str()) != keep).cloned();
             let Some(oldest) = oldest else { break };
             match fs::remove_file(self.folder.join(format!("{oldest}.json"))) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
                     // It stays in the folder; what cannot be removed must not be tried for ever.
                     tracing::warn!("{}/{oldest}.json cannot be removed: {error}", self.folder.display());
                 }
@@ -189,12 +190,13 @@ pub enum ReadError {
 pub fn read(path: &Path) -> Result<Stored, ReadError> {
     let io = |source| ReadError::Io { path: path.to_path_buf(), source };
     let broken = |why: String| ReadError::Broken { path: path.to_path_buf(), why };
-    let found = fs::metadata(path).map_err(io)?;
-    if !found.is_file() || found.len() > FILE_BYTES_MAX {
-        return Err(broken("it is no file of at most 4 MiB".to_owned()));
+    match input::read_bytes(path, FILE_BYTES_MAX) {
+        Ok(text) => parse(&text).map_err(broken),
+        Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::FileTooLarge) => {
+            Err(broken("it is no file of at most 4 MiB".to_owned()))
+        }
+        Err(error) => Err(io(error)),
     }
-    let text = fs::read(path).map_err(io)?;
-    parse(&text).map_err(broken)
 }
 
 /// Takes an incident's bytes apart.
@@ -231,7 +233,7 @@ pub fn list(folder: &Path) -> Result<(Vec<Stored>, Vec<ReadError>), ReadError> {
         match read(&path) {
             Ok(incident) => found.push(incident),
             // Evicted between the two looks.
-            Err(ReadError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
+            Err(ReadError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
             Err(error) => broken.push(error),
         }
     }
@@ -245,7 +247,7 @@ pub fn list(folder: &Path) -> Result<(Vec<Stored>, Vec<ReadError>), ReadError> {
 pub fn paths(folder: &Path) -> Result<Vec<PathBuf>, ReadError> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         Err(source) => return Err(ReadError::Io { path: folder.to_path_buf(), source }),
     };
     let mut paths: Vec<PathBuf> =

@@ -518,7 +518,7 @@ fn scope_at(place: &Place, scope: OomScope) -> OomScope {
 }
 
 fn node_memory(proc: &Path) -> NodeMemory {
-    let text = std::fs::read_to_string(proc.join("meminfo")).unwrap_or_default();
+    let text = crate::input::read_text(&proc.join("meminfo")).unwrap_or_default();
     let bytes = |name: &str| -> Option<u64> {
         let rest = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
         rest.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib.saturating_mul(1024))

@@ -1,8 +1,8 @@
 //! The kernel's exact counters, read as a whole.
 
 use std::collections::{HashMap, HashSet};
-use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 
 use aya::maps::{Map, MapData, MapError, PerCpuArray};
@@ -19,6 +19,7 @@ use super::destinations::{Destinations, Places};
 use super::ledger::{Cell, Ledger};
 use super::report::{Histogram, ProgramTotals};
 use super::wire::{FateCounts, Wire};
+use crate::input;
 
 /// The maps that count, and the programs whose cost is known.
 pub struct Counters {
@@ -233,7 +234,7 @@ impl Counters {
             .iter()
             .map(|(name, fd)| {
                 let path = format!("/proc/self/fdinfo/{}", fd.as_raw_fd());
-                let text = fs::read_to_string(path).unwrap_or_default();
+                let text = input::read_text(Path::new(&path)).unwrap_or_default();
                 let field = |wanted: &str| {
                     text.lines()
                         .find_map(|line| line.strip_prefix(wanted)?.trim().parse().ok())

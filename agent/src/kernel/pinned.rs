@@ -45,7 +45,8 @@ pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
 /// until the system is booted again.
 pub(super) fn id(object: BorrowedFd<'_>) -> Option<u32> {
     // Of a program that a link holds both numbers are told; a link's own comes last.
-    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", object.as_raw_fd())).ok()?;
+    let text =
+        crate::input::read_text(Path::new(&format!("/proc/self/fdinfo/{}", object.as_raw_fd()))).ok()?;
     ["link_id:", "map_id:", "prog_id:"]
         .iter()
         .find_map(|kind| text.lines().find_map(|line| line.strip_prefix(kind)?.trim().parse().ok()))

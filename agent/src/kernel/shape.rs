@@ -112,7 +112,7 @@ fn online_cpus() -> u32 {
 /// What decides which hooks are granted, as far as it can change while the system runs: who got a poor hook
 /// for want of tracefs gets a better one at the next start with it.
 fn offers_key(host: &config::Host) -> u64 {
-    let paranoid = std::fs::read_to_string(host.proc.join("sys/kernel/perf_event_paranoid")).ok();
+    let paranoid = crate::input::read_text(&host.proc.join("sys/kernel/perf_event_paranoid")).ok();
     let types = std::fs::metadata(host.sys.join("kernel/btf/vmlinux")).map(|found| found.len()).ok();
     let may =
         [capabilities::BPF, capabilities::PERFMON, capabilities::SYS_ADMIN, capabilities::DAC_READ_SEARCH]
@@ -136,7 +136,7 @@ struct WriteSlots {
 /// One for each thread id there can be, up to the limit. `pid_max` (proc_sys_kernel(5)) is taken as it is now:
 /// who raises it while the agent runs has to restart it, which docs/kernel.md says.
 fn write_slots(kernel: &config::Kernel, proc: &Path) -> WriteSlots {
-    let ids: u32 = std::fs::read_to_string(proc.join("sys/kernel/pid_max"))
+    let ids: u32 = crate::input::read_text(&proc.join("sys/kernel/pid_max"))
         .ok()
         .and_then(|text| text.trim().parse().ok())
         .unwrap_or(u32::MAX);

@@ -126,7 +126,7 @@ fn group_id(name: &str) -> Result<u32, LocalError> {
     if let Ok(number) = name.parse() {
         return Ok(number);
     }
-    let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
+    let groups = crate::input::read_text(Path::new("/etc/group")).unwrap_or_default();
     let number = groups.lines().find_map(|line| {
         let mut fields = line.split(':');
         (fields.next()? == name).then(|| fields.nth(1)?.parse().ok()).flatten()

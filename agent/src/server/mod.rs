@@ -11,22 +11,24 @@ mod guard;
 mod incidents;
 mod io;
 mod local;
+mod places;
 mod readings;
 mod routes;
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Router;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Mode;
@@ -37,11 +39,13 @@ use crate::sink::history::History;
 use crate::sink::metrics::Counters;
 use crate::sink::stdout::Printer;
 
+use places::{Asked, Places, Room};
+
 pub use events::parse_since;
 pub use guard::is_local_name;
 pub use local::{LocalError, LocalSocket};
 
-/// Connections at once; those beyond are refused.
+/// Connections at once. Those beyond are refused, or put out one that has asked for nothing.
 pub const CONNECTIONS_MAX: usize = 256;
 /// A request's head must have come within this time. It bounds idle connections too.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -52,7 +56,8 @@ const SHUTDOWN: Duration = Duration::from_secs(2);
 /// Pause after the system could not give a connection, for want of descriptors say.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const TOO_MANY: &[u8] =
-    b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n";
+    b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\ncontent-type: text/plain\r\n\
+      content-length: 55\r\n\r\nall 256 connections are in use; close some or try later";
 
 /// Why the listener could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -233,22 +238,26 @@ impl Api {
     /// returns.
     async fn serve<L: Listen>(&self, listener: L, origin: impl Fn(&L::Stream) -> Origin) {
         let (counters, stop) = (&self.app.state.counters, &self.app.stop);
-        let mut connections = JoinSet::new();
+        let mut places = Places::default();
         let mut shown = 0;
         loop {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                Some(_) = connections.join_next() => {}
+                Some(()) = places.ended() => {}
                 accepted = listener.next() => match accepted {
-                    Ok(stream) if connections.len() >= CONNECTIONS_MAX => {
-                        counters.count_refused_connection();
-                        // In a few bytes why; whether they arrive does not matter.
-                        L::write_now(&stream, TOO_MANY);
-                    }
                     Ok(stream) => {
-                        let router = routes::router(&self.app, origin(&stream));
-                        connections.spawn(connection(stream, router, stop.clone()));
+                        let room = places.look().await;
+                        if room != Room::Free {
+                            counters.count_refused_connection();
+                        }
+                        if room == Room::None {
+                            // In a few bytes why; whether they arrive does not matter.
+                            L::write_now(&stream, TOO_MANY);
+                        } else {
+                            let router = routes::router(&self.app, origin(&stream));
+                            places.open(|asked| connection(stream, router, asked, stop.clone()));
+                        }
                     }
                     Err(error) => {
                         tracing::warn!(%error, "cannot accept a connection");
@@ -256,30 +265,32 @@ impl Api {
                     }
                 },
             }
-            let open = connections.len() as u64;
+            let open = places.len() as u64;
             counters.change_connections(shown, open);
             shown = open;
         }
         drop(listener);
-        let all = async { while connections.join_next().await.is_some() {} };
-        if tokio::time::timeout(SHUTDOWN, all).await.is_err() {
-            connections.shutdown().await;
-        }
+        places.close(SHUTDOWN).await;
         counters.change_connections(shown, 0);
     }
 }
 
-async fn connection<S>(stream: S, router: Router, stop: CancellationToken)
+async fn connection<S>(stream: S, router: Router, asked: Asked, stop: CancellationToken)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let io = TokioIo::new(io::WriteDeadline::new(stream));
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |request| {
+        asked.store(true, Ordering::Relaxed);
+        router.call(request)
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .max_header_size(HEADER_BYTES_MAX)
         .max_headers(HEADERS_MAX)
-        .serve_connection(io, TowerToHyperService::new(router));
+        .serve_connection(io, service);
     tokio::pin!(connection);
     // An error here is the peer's: it went away, was too slow, or spoke no HTTP.
     tokio::select! {

@@ -264,7 +264,10 @@ async fn too_many_connections_are_refused_at_once_and_counted() {
     let mut one_more = TcpStream::connect(server.addr).await.unwrap();
     let mut answer = String::new();
     one_more.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 503"), "{answer}");
+    assert!(head.contains(&format!("content-length: {}", body.len())), "{answer}");
+    assert!(body.contains(&CONNECTIONS_MAX.to_string()), "{answer}");
     drop(one_more);
     drop(held);
     let page = async {
@@ -281,6 +284,25 @@ async fn too_many_connections_are_refused_at_once_and_counted() {
     let refused =
         page.lines().find(|line| line.starts_with("galen_http_connections_refused_total ")).unwrap();
     assert!(refused.split(' ').nth(1).unwrap().parse::<u64>().unwrap() >= 1, "{refused}");
+    server.end().await;
+}
+
+#[tokio::test]
+async fn half_open_connections_keep_nobody_out() {
+    let server = start().await;
+    let mut half_open = Vec::new();
+    for _ in 0..4 * CONNECTIONS_MAX {
+        let mut stream = TcpStream::connect(server.addr).await.unwrap();
+        let _ = stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: loc").await;
+        half_open.push(stream);
+        if half_open.len() % CONNECTIONS_MAX == 0 {
+            let answer = server.get("/healthz", "").await;
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        }
+    }
+    let page = server.get("/metrics", "").await;
+    let refused = page.lines().find_map(|line| line.strip_prefix("galen_http_connections_refused_total "));
+    assert!(refused.unwrap().parse::<usize>().unwrap() >= 3 * CONNECTIONS_MAX, "{refused:?}");
     server.end().await;
 }
 

@@ -48,6 +48,21 @@ fn doctor_names_the_hook_of_every_probe_and_changes_nothing() -> Result<()> {
 }
 
 #[test]
+fn incidents_of_a_state_folder_that_is_not_there_are_an_error() -> Result<()> {
+    let folder = tempfile::TempDir::with_prefix("galen-test-")?;
+    let (there, absent) = (folder.path(), folder.path().join("absent"));
+    let absent = absent.to_str().context("UTF-8")?;
+    for rest in [&["incidents"][..], &["incidents", "latest"], &["incidents", "--output", "json"]] {
+        let done = run_galen(&[rest, &["--state-dir", absent]].concat())?;
+        ensure!(done.code() == 1 && done.stdout.is_empty(), "{rest:?}: {} {}", done.status, done.stdout);
+        ensure!(done.stderr.contains(absent) && done.stderr.contains("--state-dir"), "{}", done.stderr);
+    }
+    let none = run_galen(&["incidents", "--state-dir", there.to_str().context("UTF-8")?])?;
+    ensure!(none.code() == 0 && none.stdout.contains("no incidents in"), "{} {}", none.status, none.stdout);
+    Ok(())
+}
+
+#[test]
 fn doctor_says_what_it_would_take() -> Result<()> {
     let folder = tempfile::TempDir::with_prefix("galen-test-")?;
     let config = folder.path().join("galen.yaml");

@@ -29,6 +29,7 @@ mod privilege;
 mod prometheus;
 mod reload;
 mod signals;
+mod subscribers;
 mod tcp_connect;
 mod validate;
 mod without_types;

@@ -93,7 +93,7 @@ families! {
     HTTP_REQUESTS "galen_http_requests_total" Counter "HTTP requests answered.";
     HTTP_CONNECTIONS "galen_http_connections" Gauge "HTTP connections now.";
     PEERS_REFUSED "galen_api_peers_refused_total" Counter "Requests on the local socket by peers that may not use it.";
-    HTTP_REFUSED "galen_http_connections_refused_total" Counter "HTTP connections refused because there were too many.";
+    HTTP_REFUSED "galen_http_connections_refused_total" Counter "HTTP connections refused because there were too many, and those put out before they asked for anything.";
     BUILD_INFO "galen_build_info" Info "The agent's version.";
     CPU_SECONDS "process_cpu_seconds_total" Counter "Total user and system CPU time spent in seconds.";
     RESIDENT "process_resident_memory_bytes" Gauge "Resident memory size in bytes.";
