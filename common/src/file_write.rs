@@ -1,7 +1,7 @@
 //! Wire records of the file write probe.
 
 use crate::histogram::BUCKETS;
-use crate::record::Header;
+use crate::record::{Header, TASK_COMM_LEN};
 
 /// Why a write has a record of its own. On the wire a `u32`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -102,11 +102,61 @@ pub struct WriteStart {
     pub dev: u32,
     /// `inode.i_generation`; 0 where this kernel does not say where it keeps it.
     pub generation: u32,
-    /// The descriptor that is written to.
+    /// The descriptor that is written to; -1 where the hook does not know it.
     pub fd: i32,
+    /// The function that keeps it, one of [`hook`].
+    pub hook: u16,
+    /// The set of programs that keeps it: the low bits of its number, and [`SEEN_TWICE`].
+    pub set: u16,
+}
+
+/// In `WriteStart::set`: another set of programs, which this one replaces or is replaced by, has seen it begin
+/// before. What is kept with this bit when the next write begins is of an earlier one.
+pub const SEEN_TWICE: u16 = 1 << 15;
+
+/// Functions of the kernel at which a write begins.
+pub mod hook {
+    /// Any system call; where those are followed, nothing else is.
+    pub const SYSTEM_CALL: u16 = 0;
+    /// `vfs_write`.
+    pub const WRITE: u16 = 1;
+    /// `vfs_writev`.
+    pub const WRITEV: u16 = 2;
+    /// `iter_file_splice_write`.
+    pub const SPLICE: u16 = 3;
+    /// `vfs_copy_file_range`.
+    pub const COPY: u16 = 4;
+    /// `io_write` of io_uring, on a file that is not open for direct I/O.
+    pub const IO_URING: u16 = 5;
+    /// `io_write`, on one that is. The write may end in another thread, or in none: what is kept of it is an
+    /// [`super::AsyncWrite`], and `WriteStart::file` has its key.
+    pub const IO_URING_DIRECT: u16 = 6;
+    /// `aio_write`, of the older asynchronous calls; as `IO_URING_DIRECT`.
+    pub const AIO: u16 = 7;
+}
+
+/// A write that may end elsewhere than in its thread, by the address of its `struct kiocb`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct AsyncWrite {
+    /// As for the others.
+    pub start: WriteStart,
+    /// Cgroup of the task that asked for it.
+    pub cgroup_id: u64,
+    /// That task's name, with NULs behind.
+    pub comm: [u8; TASK_COMM_LEN],
+    /// Its process.
+    pub pid: u32,
+    /// Its thread.
+    pub tid: u32,
+    /// Its user.
+    pub uid: u32,
     /// Zero.
     pub reserved: u32,
 }
+
+/// Such writes under way at once.
+pub const ASYNC_WRITES_MAX: u32 = 4096;
 
 /// The place of a thread id for its write under way; ids that are equal modulo the slots share one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,6 +241,7 @@ pub struct FileStats {
 const _: () = assert!(size_of::<FileWriteRecord>() == 56 + 48);
 const _: () = assert!(size_of::<FileWritePathRecord>() == 56 + 48 + PATH_BYTES);
 const _: () = assert!(size_of::<WriteStart>() == 40 && size_of::<WriteSlot>() == 64);
+const _: () = assert!(size_of::<AsyncWrite>() == 80);
 const _: () = assert!(WRITE_SLOTS_MAX.is_power_of_two());
 const _: () = assert!(size_of::<WriteStats>() == 32 + 8 * BUCKETS);
 const _: () = assert!(size_of::<WriteErrorKey>() == 16 && size_of::<TouchedFileKey>() == 24);

@@ -8,6 +8,7 @@ use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ringbuf_query};
 use galen_common::accounting::{Fate, Probe};
 use galen_common::cost::Part;
 use galen_common::globals::{FAILURE_RING_BYTES, Handled, SAME_EVENT_NS};
+use galen_common::histogram::BUCKETS;
 
 use crate::cost;
 use crate::maps::{EVENT_RINGS, FAILURE_RING, FATES, OOM_RING};
@@ -24,6 +25,24 @@ pub unsafe fn add(counter: *mut u64, by: u64) {
     // it; the instruction itself is older than BTF.
     // SAFETY: the caller's pointer is aligned and lives as long as the program runs.
     unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) by) };
+}
+
+/// Adds one to a bucket of a histogram; nothing where there is no such bucket.
+///
+/// # Safety
+/// `counts` must point to all of them, in a map's value.
+#[inline(always)]
+pub unsafe fn add_to_bucket(counts: *mut u64, bucket: usize) {
+    let mut index = bucket;
+    // Compared and used in the same register, whatever was known of it before: of a value that was kept on the
+    // stack meanwhile, verifiers do not take over what a comparison showed.
+    // SAFETY: a register is moved to itself. With no instruction at all two lines would share an offset, which
+    // the kernel refuses.
+    unsafe { asm!("{0} = {0}", inout(reg) index, options(nomem, nostack, preserves_flags)) };
+    if index < BUCKETS {
+        // SAFETY: passed on to the caller; the index is below the number of buckets.
+        unsafe { add(counts.add(index), 1) };
+    }
 }
 
 /// Counts one event of `probe` under `fate`.
@@ -76,7 +95,7 @@ pub enum Lane {
 ///
 /// `fill` writes the whole record; it gets memory that is not initialised.
 #[inline(always)]
-pub fn emit<T: 'static>(probe: Probe, lane: Lane, fill: impl FnOnce(*mut T)) {
+pub fn emit<T: 'static>(probe: Probe, lane: Lane, fill: impl Fn(*mut T)) {
     if let Some(fate) = cost::left_out(lane) {
         count(probe, fate);
         return;
@@ -99,12 +118,7 @@ pub fn emit<T: 'static>(probe: Probe, lane: Lane, fill: impl FnOnce(*mut T)) {
 
 /// Puts a record into a ring that wakes the agent at `mark` unread bytes, or counts that it is full.
 #[inline(always)]
-fn put<T: 'static, const N: usize>(
-    probe: Probe,
-    ring: &RingBuf<u8, N>,
-    mark: u64,
-    fill: impl FnOnce(*mut T),
-) {
+fn put<T: 'static, const N: usize>(probe: Probe, ring: &RingBuf<u8, N>, mark: u64, fill: impl Fn(*mut T)) {
     let Some(mut entry) = ring.reserve_untyped::<T>(0) else {
         count(probe, Fate::RingFull);
         return;
@@ -126,7 +140,7 @@ fn put<T: 'static, const N: usize>(
 ///
 /// `when_full` runs before that count, so that whoever reads the count finds what it did.
 #[inline(always)]
-pub fn emit_urgent<T: 'static>(probe: Probe, fill: impl FnOnce(*mut T), when_full: impl FnOnce()) {
+pub fn emit_urgent<T: 'static>(probe: Probe, fill: impl Fn(*mut T), when_full: impl FnOnce()) {
     let Some(mut entry) = OOM_RING.reserve_untyped::<T>(0) else {
         when_full();
         count(probe, Fate::RingFull);

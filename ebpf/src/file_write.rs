@@ -1,4 +1,5 @@
-//! Writes: `write`, `pwrite64`, `writev`, `pwritev`, `pwritev2`, from entering the call to leaving it.
+//! Writes by system call: `write`, `pwrite64`, `writev`, `pwritev`, `pwritev2`, from entering the call to leaving
+//! it; and what every way to see a write shares. [`crate::file_write_vfs`] has the other way.
 //!
 //! Which file it is, is found on entry, as another thread may close the descriptor while the call runs.
 //! Between entry and exit a write is kept by its thread, see [`crate::write_starts`].
@@ -10,17 +11,17 @@ use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext, TracePointC
 use galen_common::accounting::{Fate, Probe as Subject};
 use galen_common::cost::Part;
 use galen_common::file_write::{
-    FileStats, FileWritePathRecord, FileWriteRecord, NAME_BYTES, PATH_BYTES, PATH_DEPTH, Reason,
-    WriteErrorKey, WriteStart, WriteStats,
+    FileStats, FileWritePathRecord, FileWriteRecord, NAME_BYTES, PATH_BYTES, PATH_DEPTH, Reason, SEEN_TWICE,
+    WriteErrorKey, WriteStart, WriteStats, hook,
 };
 use galen_common::globals::{Runtime, emit as emit_rule};
 use galen_common::histogram::{BUCKETS, bucket_of};
 use galen_common::record::RecordKind;
 
 use crate::cost;
-use crate::emit::{Lane, add, count, emit};
+use crate::emit::{Lane, add, add_to_bucket, count, emit};
 use crate::maps::{RUNTIME, WRITE_ERRORS, WRITE_STATS};
-use crate::read::{Direct, Probe, Reader};
+use crate::read::{Direct, Probe, Reader, opaque};
 use crate::settings::{self, get, has};
 use crate::stats;
 use crate::task::{Current, TaskIds, current_cgroup_id, header};
@@ -130,32 +131,59 @@ fn keep<R: Current>(fd: i32) {
                 != 0;
         // The numbers of 32-bit system calls mean something else.
         let file = if is_compat { 0 } else { file_of::<R>(task, fd) };
-        if file != 0 {
-            let inode = Probe::pointer(file as *const u8, &settings::OFF_FILE_INODE);
-            let head = InodeHead::read(inode);
-            if get(&settings::WRITE_ANY_FILE) != 0 || head.mode() & S_IFMT == S_IFREG {
-                let sb = head.member(&settings::OFF_INODE_SB) as *const u8;
-                let generation = if has(&settings::OFF_INODE_GENERATION) {
-                    Probe::member(inode, &settings::OFF_INODE_GENERATION)
-                } else {
-                    0
-                };
-                let start = WriteStart {
-                    inode: head.member(&settings::OFF_INODE_INO),
-                    file,
-                    dev: Probe::member(sb, &settings::OFF_SB_DEV),
-                    generation,
-                    fd,
-                    reserved: 0,
-                    time_mono_ns: bpf_ktime_get_ns(),
-                };
-                write_starts::keep(tid, start);
-                return;
-            }
+        if file != 0
+            && let Some(start) = start_of(file, fd, hook::SYSTEM_CALL)
+        {
+            write_starts::keep(tid, start);
+            return;
         }
     }
     // What a killed thread of this id may have left.
     write_starts::forget(tid);
+}
+
+/// The set of programs that this one is of.
+#[inline(always)]
+pub fn program_set() -> u16 {
+    get(&settings::PROGRAM_SET) as u16 & !SEEN_TWICE
+}
+
+/// Whether writes to a file with this mode count.
+#[inline(always)]
+pub fn counts(mode: u16) -> bool {
+    get(&settings::WRITE_ANY_FILE) != 0 || mode & S_IFMT == S_IFREG
+}
+
+/// The start, now, of a write to a `struct file` at any address; `None` when its writes do not count.
+///
+/// # Safety
+/// None beyond the offsets' being this kernel's: the helper checks the address.
+#[inline(always)]
+pub unsafe fn start_of(file: u64, fd: i32, hook: u16) -> Option<WriteStart> {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        let inode = Probe::pointer(file as *const u8, &settings::OFF_FILE_INODE);
+        let head = InodeHead::read(inode);
+        if !counts(head.mode()) {
+            return None;
+        }
+        let sb = head.member(&settings::OFF_INODE_SB) as *const u8;
+        let generation = if has(&settings::OFF_INODE_GENERATION) {
+            Probe::member(inode, &settings::OFF_INODE_GENERATION)
+        } else {
+            0
+        };
+        Some(WriteStart {
+            inode: head.member(&settings::OFF_INODE_INO),
+            file,
+            dev: Probe::member(sb, &settings::OFF_SB_DEV),
+            generation,
+            fd,
+            hook,
+            set: program_set(),
+            time_mono_ns: bpf_ktime_get_ns(),
+        })
+    }
 }
 
 /// The first words of a `struct inode`, which hold all that is needed: one checked read instead of three.
@@ -210,22 +238,39 @@ unsafe fn file_of<R: Reader>(task: *const u8, fd: i32) -> u64 {
 fn exit<R: Current>(ctx: &impl EbpfContext, returned: i64) {
     let tid = bpf_get_current_pid_tgid() as u32;
     let Some(start) = write_starts::take(tid) else { return };
-    if ERESTART.contains(&returned) {
-        return;
+    if !ERESTART.contains(&returned) {
+        finish(ctx, &start, current_cgroup_id::<R>(), returned, current_pid(), TaskIds::current);
     }
-    let began = cost::begin();
-    account::<R>(ctx, &start, returned);
-    cost::end(Part::FileWrite, began);
 }
 
+/// Whether what a call returned says that it is to be entered again.
 #[inline(always)]
-fn account<R: Current>(ctx: &impl EbpfContext, start: &WriteStart, returned: i64) {
+pub fn is_restarted(returned: i64) -> bool {
+    ERESTART.contains(&returned)
+}
+
+/// Number of the running process.
+#[inline(always)]
+pub fn current_pid() -> u32 {
+    (bpf_get_current_pid_tgid() >> 32) as u32
+}
+
+/// Counts a write that has ended, and makes a record of it where it is notable.
+#[inline(always)]
+pub fn finish(
+    ctx: &impl EbpfContext,
+    start: &WriteStart,
+    cgroup_id: u64,
+    returned: i64,
+    pid: u32,
+    task: impl Fn() -> TaskIds,
+) {
+    let began = cost::begin();
     // SAFETY: the helper has no conditions.
     let now = unsafe { bpf_ktime_get_ns() };
     let latency_ns = now.saturating_sub(start.time_mono_ns);
-    let cgroup_id = current_cgroup_id::<R>();
     if let Some(stats) = stats::of_cgroup(ctx, &WRITE_STATS, &ZERO, Subject::FileWrite, cgroup_id) {
-        // SAFETY: the pointer is a map's value; the bucket is below BUCKETS.
+        // SAFETY: the pointer is a map's value.
         unsafe {
             if returned < 0 {
                 add(&raw mut (*stats).errors, 1);
@@ -236,15 +281,13 @@ fn account<R: Current>(ctx: &impl EbpfContext, start: &WriteStart, returned: i64
                 if latency_ns >= get(&settings::WRITE_SLOW_NS) {
                     add(&raw mut (*stats).slow, 1);
                 }
-                let bucket = bucket_of(latency_ns);
-                if bucket < BUCKETS {
-                    add((&raw mut (*stats).latency_ns).cast::<u64>().add(bucket), 1);
-                }
+                add_to_bucket((&raw mut (*stats).latency_ns).cast(), bucket_of(latency_ns));
             }
         }
     }
     let file = touched::count(start, cgroup_id, latency_ns, returned);
-    report(start, now, latency_ns, cgroup_id, returned, file);
+    report(&Write { start, now, latency_ns, cgroup_id, returned, pid, task }, file);
+    cost::end(Part::FileWrite, began);
 }
 
 #[inline(never)]
@@ -263,27 +306,20 @@ fn count_error(cgroup_id: u64, returned: i64) {
 
 /// Makes a record of a write if it is notable, else counts it as filtered.
 #[inline(always)]
-fn report(
-    start: &WriteStart,
-    now: u64,
-    latency_ns: u64,
-    cgroup_id: u64,
-    returned: i64,
-    file: Option<*mut FileStats>,
-) {
+fn report<F: Fn() -> TaskIds>(write: &Write<'_, F>, file: Option<*mut FileStats>) {
     let rule = get(&settings::WRITE_EMIT);
     // SAFETY: the pointer is a map's value; user space writes it before it reads the rings.
     let runtime = RUNTIME.get_ptr(0).map_or(Runtime { self_pid: 0, epoch: 0 }, |runtime| unsafe { *runtime });
-    let is_own = (bpf_get_current_pid_tgid() >> 32) == runtime.self_pid;
+    let is_own = u64::from(write.pid) == runtime.self_pid;
     if rule == emit_rule::NONE || is_own {
         count(Subject::FileWrite, Fate::Filtered);
         return;
     }
     let first = get(&settings::WRITE_FIRST_TOUCH) != 0
         && file.is_some_and(|file| touched::is_first(file, runtime.epoch));
-    let reason = if returned < 0 {
+    let reason = if write.returned < 0 {
         Reason::Error
-    } else if latency_ns >= get(&settings::WRITE_SLOW_NS) {
+    } else if write.latency_ns >= get(&settings::WRITE_SLOW_NS) {
         Reason::Slow
     } else if first {
         Reason::FirstTouch
@@ -293,45 +329,50 @@ fn report(
         count(Subject::FileWrite, Fate::Filtered);
         return;
     };
-    let write = Write { start, now, latency_ns, cgroup_id, returned, reason: reason as u32 };
     if reason as u32 == Reason::All as u32 {
         // Its first touch has told the path.
-        emit(Subject::FileWrite, Lane::Cpu, |record: *mut FileWriteRecord| {
+        let fill = #[inline(always)]
+        |record: *mut FileWriteRecord| {
             // SAFETY: the ring's entry is as large and as aligned as the record.
-            unsafe { record.write(write.record::<FileWriteRecord>(0)) };
-        });
+            unsafe { record.write(write.record::<FileWriteRecord>(reason, 0)) };
+        };
+        emit(Subject::FileWrite, Lane::Cpu, fill);
     } else {
-        let lane = if returned < 0 { Lane::Failures } else { Lane::Cpu };
-        emit(Subject::FileWrite, lane, |record: *mut FileWritePathRecord| {
+        let lane = if write.returned < 0 { Lane::Failures } else { Lane::Cpu };
+        let fill = #[inline(always)]
+        |record: *mut FileWritePathRecord| {
             // SAFETY: as above; `fill_path` keeps within the array.
             unsafe {
-                let path_len = fill_path((&raw mut (*record).path).cast(), start);
-                (&raw mut (*record).write).write(write.record::<FileWritePathRecord>(path_len));
+                let path_len = fill_path((&raw mut (*record).path).cast(), write.start);
+                (&raw mut (*record).write).write(write.record::<FileWritePathRecord>(reason, path_len));
             }
-        });
+        };
+        emit(Subject::FileWrite, lane, fill);
     }
 }
 
-struct Write<'a> {
+struct Write<'a, F> {
     start: &'a WriteStart,
     now: u64,
     latency_ns: u64,
     cgroup_id: u64,
     returned: i64,
-    reason: u32,
+    pid: u32,
+    /// Who wrote: asked for a record only.
+    task: F,
 }
 
-impl Write<'_> {
+impl<F: Fn() -> TaskIds> Write<'_, F> {
     #[inline(always)]
-    fn record<T>(&self, path_len: u32) -> FileWriteRecord {
+    fn record<T>(&self, reason: Reason, path_len: u32) -> FileWriteRecord {
         FileWriteRecord {
-            header: header::<T>(RecordKind::FileWrite, self.now, self.cgroup_id, &TaskIds::current(), true),
+            header: header::<T>(RecordKind::FileWrite, self.now, self.cgroup_id, &(self.task)(), true),
             latency_ns: self.latency_ns,
             inode: self.start.inode,
             returned: self.returned,
             dev: self.start.dev,
             fd: self.start.fd,
-            reason: self.reason,
+            reason: reason as u32,
             path_len,
             generation: self.start.generation,
             reserved: 0,
@@ -363,11 +404,15 @@ unsafe fn fill_path(out: *mut u8, start: &WriteStart) -> u32 {
             if parent == dentry || parent.is_null() {
                 return used as u32;
             }
-            if used > PATH_BYTES - NAME_BYTES {
+            let name = Probe::pointer(dentry, &settings::OFF_DENTRY_NAME);
+            // Checked in the register that it is used from, and used after that: verifiers before Linux 6.12
+            // know nothing of copies.
+            let at = opaque(used);
+            if at > PATH_BYTES - NAME_BYTES {
                 return 0;
             }
-            let name = Probe::pointer(dentry, &settings::OFF_DENTRY_NAME);
-            let length = bpf_probe_read_kernel_str(out.add(used).cast(), NAME_BYTES as u32, name.cast());
+            let place = out.add(opaque(at));
+            let length = bpf_probe_read_kernel_str(place.cast(), NAME_BYTES as u32, name.cast());
             if length <= 1 || length >= NAME_BYTES as i64 {
                 return 0;
             }

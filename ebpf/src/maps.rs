@@ -6,8 +6,8 @@ use galen_common::accounting::{FATES as FATE_COUNT, Probe};
 use galen_common::cgroup::change_counts;
 use galen_common::cost::{Measured, Part, sampling};
 use galen_common::file_write::{
-    FileStats, TouchedFileKey, WRITE_SLOTS_MAX, WRITE_STARTS_SPILLED_MAX, WriteErrorKey, WriteSlot,
-    WriteStart, WriteStats,
+    ASYNC_WRITES_MAX, AsyncWrite, FileStats, TouchedFileKey, WRITE_SLOTS_MAX, WRITE_STARTS_SPILLED_MAX,
+    WriteErrorKey, WriteSlot, WriteStart, WriteStats,
 };
 use galen_common::globals::{FAILURE_RING_BYTES, Handled, RINGS_MAX, Runtime};
 use galen_common::record::CgroupKey;
@@ -60,6 +60,10 @@ pub static WRITE_SLOTS: Array<WriteSlot, { WRITE_SLOTS_MAX as usize }> = Array::
 #[btf_map]
 pub static WRITE_STARTS_SPILLED: HashMap<u32, WriteStart, { WRITE_STARTS_SPILLED_MAX as usize }> =
     HashMap::new();
+
+/// By the address of the `struct kiocb`.
+#[btf_map]
+pub static ASYNC_WRITES: HashMap<u64, AsyncWrite, { ASYNC_WRITES_MAX as usize }> = HashMap::new();
 
 #[btf_map]
 pub static WRITE_STATS: HashMap<CgroupKey, WriteStats, 64> = HashMap::new();

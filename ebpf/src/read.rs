@@ -1,5 +1,6 @@
 //! Two ways to read kernel memory: through pointers that the verifier knows the type of, and through any.
 
+use core::arch::asm;
 use core::mem::MaybeUninit;
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
@@ -34,6 +35,16 @@ pub trait Reader {
         // SAFETY: passed on to the caller.
         unsafe { Self::member(base, offset) }
     }
+}
+
+/// The value, which from here on the compiler knows nothing of: what follows is neither moved before this nor done
+/// with another copy.
+#[inline(always)]
+pub fn opaque(value: usize) -> usize {
+    let mut value = value;
+    // SAFETY: a register is moved to itself.
+    unsafe { asm!("{0} = {0}", inout(reg) value, options(pure, nomem, nostack)) };
+    value
 }
 
 /// Loads through BTF pointers: an instruction each, faults handled by the kernel.

@@ -34,6 +34,8 @@ settings! {
     CGROUP_V2_ROOT_ID: 1;
     /// CPU number & this = shard of the statistics.
     SHARD_MASK: 0;
+    /// Number of the set of pins that these programs belong to; 0 for none.
+    PROGRAM_SET: 0;
     /// Rings there are; CPU n uses ring n modulo this.
     RINGS: 1;
     /// A ring with this many unread bytes wakes the agent.
@@ -67,6 +69,9 @@ settings! {
     WRITE_CALL_B: 0;
     /// See `WRITE_CALL_A`.
     WRITE_CALL_C: 0;
+
+    /// Whether the kernel hands out the running task with its type (`bpf_get_current_task_btf`, Linux 5.11).
+    TYPED_CURRENT: 1;
 
     /// `pt_regs`: the system call's number.
     OFF_REGS_CALL: ABSENT;
@@ -112,6 +117,16 @@ settings! {
     OFF_FDT_FD: ABSENT;
     /// `fdtable.max_fds`.
     OFF_FDT_MAX_FDS: ABSENT;
+    /// `kiocb.ki_filp`, which is where `io_kiocb.file` is as well.
+    OFF_KIOCB_FILE: ABSENT;
+    /// `io_kiocb.async_data`.
+    OFF_REQ_ASYNC_DATA: ABSENT;
+    /// `io_async_rw.bytes_done`.
+    OFF_ASYNC_BYTES_DONE: ABSENT;
+    /// `file.f_flags`.
+    OFF_FILE_FLAGS: ABSENT;
+    /// `O_DIRECT` of this architecture.
+    DIRECT_FLAG: 0;
     /// `file.f_inode`.
     OFF_FILE_INODE: ABSENT;
     /// `file.f_path.dentry`.

@@ -20,7 +20,7 @@ use galen_common::tcp_connect::{
 
 use crate::cost;
 use crate::destinations::{self, Counted};
-use crate::emit::{Lane, add, count, emit, is_handled, note_handled};
+use crate::emit::{Lane, add, add_to_bucket, count, emit, is_handled, note_handled};
 use crate::handshake::{self, Ended, Timing, add_phases};
 use crate::maps::{CONNECT_ENDED, CONNECT_STARTS, CONNECT_STATS};
 use crate::read::{Direct, Probe, Reader};
@@ -295,7 +295,7 @@ fn account(ctx: &impl EbpfContext, sk: u64, new_state: i32, at_end: &Endpoints) 
     let is_timed = latency_ns != LATENCY_UNKNOWN_NS && outcome == Outcome::Established as u32;
     let bucket = if is_timed { bucket_of(latency_ns) } else { BUCKETS };
     if let Some(stats) = stats::of_cgroup(ctx, &CONNECT_STATS, &ZERO, Subject::TcpConnect, cgroup_id) {
-        // SAFETY: the outcome is below 8 and the bucket below BUCKETS.
+        // SAFETY: the outcome is below 8.
         unsafe {
             add((&raw mut (*stats).outcomes).cast::<u64>().add(outcome as usize & 7), 1);
             if at_end.syn_retransmits != 0 && at_end.syn_retransmits != UNKNOWN {
@@ -305,7 +305,7 @@ fn account(ctx: &impl EbpfContext, sk: u64, new_state: i32, at_end: &Endpoints) 
             add_phases((&raw mut (*stats).phases_ns).cast(), &timing, outcome);
             if bucket < BUCKETS {
                 add(&raw mut (*stats).latency_sum_ns, latency_ns);
-                add((&raw mut (*stats).latency_ns).cast::<u64>().add(bucket), 1);
+                add_to_bucket((&raw mut (*stats).latency_ns).cast(), bucket);
             }
         }
     }

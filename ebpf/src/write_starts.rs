@@ -31,7 +31,7 @@ pub fn keep(tid: u32, start: WriteStart) {
             if get(&WRITE_SLOTS_SHARED) != 0 && (*slot).spilled != 0 {
                 // Of a thread that was killed, or of the set of programs that this one replaces, which ran just
                 // before for the same write and found the slot taken.
-                let _ = take_spilled(slot, tid);
+                let _ = take_spilled(slot, tid, |_| true);
             }
             return;
         }
@@ -42,10 +42,19 @@ pub fn keep(tid: u32, start: WriteStart) {
 /// Takes the start that thread `tid`, the running one, has kept.
 #[inline(always)]
 pub fn take(tid: u32) -> Option<WriteStart> {
+    take_if(tid, |_| true)
+}
+
+/// [`take`], where what was kept is `wanted`; else it stays.
+#[inline(always)]
+pub fn take_if(tid: u32, wanted: impl Fn(&WriteStart) -> bool) -> Option<WriteStart> {
     let slot = slot_of(tid)?;
     // SAFETY: the slot lives in the array; `start` is the owner's.
     unsafe {
         if (*slot).owner == tid {
+            if !wanted(&(*slot).start) {
+                return None;
+            }
             let start = (*slot).start;
             release(slot, tid);
             return Some(start);
@@ -54,7 +63,40 @@ pub fn take(tid: u32) -> Option<WriteStart> {
             return None;
         }
     }
-    take_spilled(slot, tid)
+    take_spilled(slot, tid, wanted)
+}
+
+/// What a thread has kept; the members are those of [`WriteStart`].
+pub struct UnderWay {
+    pub hook: u16,
+    pub set: u16,
+    pub time_mono_ns: u64,
+}
+
+impl UnderWay {
+    /// # Safety
+    /// `start` must live in a map.
+    #[inline(always)]
+    unsafe fn of(start: *const WriteStart) -> Self {
+        // SAFETY: passed on to the caller.
+        unsafe { Self { hook: (*start).hook, set: (*start).set, time_mono_ns: (*start).time_mono_ns } }
+    }
+}
+
+/// What thread `tid`, the running one, has kept. It stays.
+#[inline(always)]
+pub fn under_way(tid: u32) -> Option<UnderWay> {
+    let slot = slot_of(tid)?;
+    // SAFETY: the slot lives in the array; `start` is the owner's, and an entry its thread's.
+    unsafe {
+        if (*slot).owner == tid {
+            return Some(UnderWay::of(&raw const (*slot).start));
+        }
+        if get(&WRITE_SLOTS_SHARED) == 0 || (*slot).spilled == 0 {
+            return None;
+        }
+        WRITE_STARTS_SPILLED.get_ptr(&tid).map(|start| UnderWay::of(start))
+    }
 }
 
 /// Forgets what a write of thread `tid` that never returned may have left.
@@ -123,10 +165,13 @@ fn spill(slot: *mut WriteSlot, tid: u32, start: &WriteStart) {
 }
 
 #[inline(always)]
-fn take_spilled(slot: *mut WriteSlot, tid: u32) -> Option<WriteStart> {
+fn take_spilled(slot: *mut WriteSlot, tid: u32, wanted: impl Fn(&WriteStart) -> bool) -> Option<WriteStart> {
     let start = WRITE_STARTS_SPILLED.get_ptr(&tid)?;
     // SAFETY: the entry is this thread's, and nobody else removes it.
     let start = unsafe { *start };
+    if !wanted(&start) {
+        return None;
+    }
     if WRITE_STARTS_SPILLED.remove(&tid).is_ok() {
         // SAFETY: the slot lives in the array.
         unsafe { add(&raw mut (*slot).spilled, u64::MAX) };

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use crate::command::run_galen;
 
 /// All variants that the configuration knows, `auto` first: what an agent takes by itself.
-pub const VARIANTS: [&str; 4] = ["auto", "tp_btf", "raw_tp", "tracepoint"];
+pub const VARIANTS: [&str; 6] = ["auto", "fentry", "kprobe", "tp_btf", "raw_tp", "tracepoint"];
 
 /// What `galen doctor` says of a probe under a variant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,13 +53,28 @@ pub fn offer(probe: &str, variant: &str) -> Result<Offer> {
 pub fn each_variant(
     subject: &str,
     probe: &str,
+    holds: impl FnMut(&str, &str) -> Result<Value>,
+) -> Result<()> {
+    these_variants(&VARIANTS, subject, probe, holds)
+}
+
+/// [`each_variant`] of these: for what takes long, and stands on more than the hook.
+///
+/// # Errors
+/// See [`each_variant`].
+pub fn these_variants(
+    variants: &[&str],
+    subject: &str,
+    probe: &str,
     mut holds: impl FnMut(&str, &str) -> Result<Value>,
 ) -> Result<()> {
     let mut failed = Vec::new();
     let mut worked = 0;
-    for variant in VARIANTS {
+    for variant in variants.iter().copied() {
         let (outcome, detail) = match offer(probe, variant)? {
             Offer::Refused(reason) => ("refused", json!(reason)),
+            // The probe has no hook of this kind, so the run would be that of `auto` again.
+            Offer::Attached(taken) if variant != "auto" && taken != variant => ("as auto", json!(taken)),
             Offer::Attached(taken) => match holds(variant, &taken) {
                 Ok(detail) => {
                     worked += 1;

@@ -7,11 +7,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
+/// Names the variable that says how many times as slow this machine is.
+pub(crate) const PATIENCE: &str = "GALEN_TEST_PATIENCE";
+
 /// A deadline on this machine: `GALEN_TEST_PATIENCE` times as long, where an emulated CPU is that much slower.
 #[must_use]
 pub fn patient(deadline: Duration) -> Duration {
     static FACTOR: LazyLock<u32> = LazyLock::new(|| {
-        let named = std::env::var("GALEN_TEST_PATIENCE").ok();
+        let named = std::env::var(PATIENCE).ok();
         named.and_then(|factor| factor.parse().ok()).unwrap_or(1)
     });
     deadline * *FACTOR

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::UNUSABLE;
-use crate::config::{self, Config, Loaded, Output, Overrides};
+use crate::config::{self, Config, Loaded, Output, Overrides, Variant};
 use crate::kernel::pins::{self, Removed};
 use crate::pipeline::{self, Options, Prepared, StartError};
 
@@ -34,6 +34,9 @@ pub struct AgentArgs {
     /// Carry healing actions out
     #[arg(long)]
     pub no_dry_run: bool,
+    /// Use this kind of hook and no other
+    #[arg(long, value_enum, value_name = "VARIANT")]
+    pub kernel_variant: Option<Variant>,
     /// Print the effective configuration, defaults included, and end
     #[arg(long)]
     pub print_config: bool,
@@ -49,7 +52,7 @@ impl AgentArgs {
             (_, true) => Some(false),
             _ => None,
         };
-        Overrides { listen: self.listen, output: self.output, dry_run }
+        Overrides { listen: self.listen, output: self.output, dry_run, kernel_variant: self.kernel_variant }
     }
 
     /// Loads what these arguments name, and says on standard error what is wrong or odd.

@@ -12,7 +12,7 @@ use anstyle::{AnsiColor, Style};
 use serde::Serialize;
 
 use super::UNUSABLE;
-use crate::config::{self, Config, Overrides};
+use crate::config::{self, Config, Overrides, Variant};
 use crate::identity::{Names, cri};
 use crate::kernel::cgroups::Hierarchies;
 use crate::kernel::{Core, host, pins, tracefs};
@@ -26,6 +26,9 @@ pub struct DoctorArgs {
     /// Read this YAML file; without it, built-in defaults
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// Try this kind of hook and no other
+    #[arg(long, value_enum, value_name = "VARIANT")]
+    pub kernel_variant: Option<Variant>,
     /// What is printed
     #[arg(long, value_enum, default_value_t)]
     pub output: super::text::Format,
@@ -76,7 +79,8 @@ struct ProbeReport {
 /// # Errors
 /// When the report cannot be made into JSON or written.
 pub fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
-    let loaded = config::load(args.config.as_deref(), super::environment(), &Overrides::default());
+    let overrides = Overrides { kernel_variant: args.kernel_variant, ..Overrides::default() };
+    let loaded = config::load(args.config.as_deref(), super::environment(), &overrides);
     let config = match loaded {
         Ok(loaded) => loaded.config,
         Err(diagnostics) => {

@@ -11,7 +11,7 @@ use serde_json::Value as Json;
 
 use super::diagnostic::{Position, from_serde, suggestion};
 use super::yaml::{self, Node, Value};
-use super::{Config, Diagnostic, Mode, Output, check, env};
+use super::{Config, Diagnostic, Mode, Output, Variant, check, env};
 
 /// Keys of the contract that later versions bring; refused by name, so that nobody believes they work.
 const LATER: [&str; 4] = ["inspection", "logs", "discovery", "export"];
@@ -25,6 +25,8 @@ pub struct Overrides {
     pub output: Option<Output>,
     /// `--dry-run` or `--no-dry-run`. The latter turns `dry_run` into `auto` and leaves `approve` as it is.
     pub dry_run: Option<bool>,
+    /// `--kernel-variant`.
+    pub kernel_variant: Option<Variant>,
 }
 
 /// A configuration that can be used.
@@ -153,6 +155,9 @@ fn apply(config: &mut Config, overrides: &Overrides) {
     }
     if let Some(output) = overrides.output {
         config.output = output;
+    }
+    if let Some(variant) = overrides.kernel_variant {
+        config.kernel.variant = variant;
     }
     match overrides.dry_run {
         Some(true) => config.healing.mode = Mode::DryRun,
@@ -346,6 +351,11 @@ mod tests {
         let env = [("GALEN_LISTEN".to_owned(), "127.0.0.1:2".to_owned())];
         let loaded = load_str("f", "listen: 127.0.0.1:1\n", env.into_iter(), &flags).unwrap();
         assert_eq!(loaded.config.listen.port(), 3);
+
+        let flags = Overrides { kernel_variant: Some(Variant::RawTp), ..Overrides::default() };
+        let env = [("GALEN_KERNEL_VARIANT".to_owned(), "tp_btf".to_owned())];
+        let loaded = load_str("f", "kernel: { variant: tracepoint }\n", env.into_iter(), &flags).unwrap();
+        assert_eq!(loaded.config.kernel.variant, Variant::RawTp);
     }
 
     #[test]

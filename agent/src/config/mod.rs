@@ -179,6 +179,10 @@ pub enum Variant {
     /// The best that loads.
     #[default]
     Auto,
+    /// Functions of the kernel, by calls that are patched in (`fentry` and `fexit`).
+    Fentry,
+    /// The same functions, by breakpoints (`kprobe` and `kretprobe`).
+    Kprobe,
     /// Raw tracepoints whose arguments have types from BTF.
     TpBtf,
     /// Raw tracepoints.

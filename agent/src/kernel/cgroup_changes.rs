@@ -129,8 +129,9 @@ impl CgroupChanges {
 
     /// Attaches the best rung.
     pub(super) fn attach(&mut self, host: &mut Attaching<'_>, forced: Variant) {
+        let has_forced = RUNGS.iter().any(|(variant, _)| *variant == forced);
         for (variant, programs) in &RUNGS {
-            if forced != Variant::Auto && forced != *variant {
+            if has_forced && forced != *variant {
                 continue;
             }
             let attached = match missing(*variant, host.offers) {

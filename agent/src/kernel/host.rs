@@ -63,7 +63,7 @@ impl Offers {
             return None;
         }
         let types = std::mem::take(&mut self.types);
-        if matches!(variant, Variant::Auto | Variant::TpBtf) {
+        if matches!(variant, Variant::Auto | Variant::Fentry | Variant::TpBtf) {
             return Some(types);
         }
         self.btf = Err("not wanted: `kernel.variant` forces another kind of hook".to_owned());

@@ -6,10 +6,12 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use aya::Ebpf;
 use aya::maps::Array;
 use aya::programs::links::{FdLink, PinnedLink};
-use aya::programs::{BtfTracePoint, Program, ProgramError, RawTracePoint, TracePoint};
+use aya::programs::{
+    BtfTracePoint, FEntry, FExit, KProbe, ProbeKind, Program, ProgramError, RawTracePoint, TracePoint,
+};
+use aya::{Btf, Ebpf};
 use galen_common::accounting::Probe;
 
 use galen_common::map_names;
@@ -24,6 +26,7 @@ use super::layout::{
 use super::load::chain;
 use super::pins::PinSet;
 use super::report::ProbeInfo;
+use super::vfs;
 use crate::config::{self, Variant};
 
 /// One way to observe a probe's subject.
@@ -35,6 +38,19 @@ pub struct Rung {
     pub programs: &'static [(&'static str, &'static [&'static str])],
     /// What is shown as the hook.
     pub hook: &'static str,
+    /// What it can see beside, each of them or not; shown behind the hook.
+    pub more: &'static [More],
+}
+
+/// Programs that go beyond a rung: all of them together, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct More {
+    /// What is not seen without them.
+    pub sees: &'static str,
+    /// What is shown of the hook.
+    pub hook: &'static str,
+    /// As of a rung.
+    pub programs: &'static [(&'static str, &'static [&'static str])],
 }
 
 const SYSCALL_ENTER: &[&str] =
@@ -52,54 +68,69 @@ pub(super) const fn rungs(probe: Probe) -> &'static [Rung] {
                 variant: Variant::TpBtf,
                 programs: &[("tcp_connect_btf", &["inet_sock_set_state"])],
                 hook: "sock:inet_sock_set_state",
+                more: &[],
             },
             Rung {
                 variant: Variant::RawTp,
                 programs: &[("tcp_connect_raw", &["inet_sock_set_state"])],
                 hook: "sock:inet_sock_set_state",
+                more: &[],
             },
             Rung {
                 variant: Variant::Tracepoint,
                 programs: &[("tcp_connect_tp", &["inet_sock_set_state"])],
                 hook: "sock:inet_sock_set_state",
+                more: &[],
             },
         ],
-        // Not the most modern first, but the cheapest: a classic tracepoint of a system call costs the calls it
+        // The file layer first, which sees all ways to write and costs other calls nothing. Then not the most
+        // modern, but the cheapest: a classic tracepoint of a system call costs the calls it
         // does not watch a third of what a raw one does, and a node makes far more of those than writes
         // (docs/benchmarks.md). In each, the exit first: a write that is under way while they attach has no
         // start and is not counted.
         Probe::FileWrite => &[
+            vfs::FENTRY,
             Rung {
                 variant: Variant::Tracepoint,
                 programs: &[("file_write_exit_tp", SYSCALL_EXIT), ("file_write_enter_tp", SYSCALL_ENTER)],
                 hook: "syscalls:sys_enter_*write*+sys_exit_*write*",
+                more: &[],
             },
             Rung {
                 variant: Variant::TpBtf,
                 programs: &[("file_write_exit_btf", &["sys_exit"]), ("file_write_enter_btf", &["sys_enter"])],
                 hook: "raw_syscalls:sys_enter+sys_exit",
+                more: &[],
             },
             Rung {
                 variant: Variant::RawTp,
                 programs: &[("file_write_exit_raw", &["sys_exit"]), ("file_write_enter_raw", &["sys_enter"])],
                 hook: "raw_syscalls:sys_enter+sys_exit",
+                more: &[],
             },
+            vfs::KPROBE,
         ],
         Probe::OomKill => &[
             Rung {
                 variant: Variant::TpBtf,
                 programs: &[("oom_kill_identity_btf", &["mark_victim"])],
                 hook: "oom:mark_victim",
+                more: &[],
             },
             Rung {
                 variant: Variant::RawTp,
                 programs: &[("oom_kill_identity_raw", &["mark_victim"])],
                 hook: "oom:mark_victim",
+                more: &[],
             },
-            Rung { variant: Variant::Tracepoint, programs: &[], hook: "oom:mark_victim" },
+            Rung { variant: Variant::Tracepoint, programs: &[], hook: "oom:mark_victim", more: &[] },
         ],
     }
 }
+
+/// See [`noted_category`].
+const KPROBE: &str = "kprobe";
+const KRETPROBE: &str = "kretprobe";
 
 const OOM_MARK: (&str, &[&str]) = ("oom_kill_mark", &["mark_victim"]);
 
@@ -131,16 +162,18 @@ pub(super) fn attach_all(host: &mut Attaching<'_>, kernel: &config::Kernel) -> V
                 Probe::FileWrite => kernel.file_write.enabled,
                 Probe::OomKill => kernel.oom_kill.enabled,
             };
+            let has_forced = rungs(probe).iter().any(|rung| rung.variant == kernel.variant);
             let mut info = ProbeInfo { probe, hook: "none".to_owned(), variant: "none", refused: Vec::new() };
             if !enabled {
                 info.refused.push(format!("switched off by `kernel.{}.enabled`", probe.name()));
                 return info;
             }
             for rung in rungs(probe) {
-                if kernel.variant != Variant::Auto && kernel.variant != rung.variant {
+                // What has no hook of the forced kind takes the best, so that one probe can be tried alone.
+                if has_forced && kernel.variant != rung.variant {
                     continue;
                 }
-                match attach(host, probe, rung) {
+                match attach(host, probe, rung, &mut info.refused) {
                     Ok(hook) => {
                         info.hook = hook;
                         info.variant = name(rung.variant);
@@ -163,6 +196,8 @@ pub(super) fn attach_all(host: &mut Attaching<'_>, kernel: &config::Kernel) -> V
 pub(super) const fn name(variant: Variant) -> &'static str {
     match variant {
         Variant::Auto => "auto",
+        Variant::Fentry => "fentry",
+        Variant::Kprobe => "kprobe",
         Variant::TpBtf => "tp_btf",
         Variant::RawTp => "raw_tp",
         Variant::Tracepoint => "tracepoint",
@@ -171,7 +206,7 @@ pub(super) const fn name(variant: Variant) -> &'static str {
 
 /// The name as it is known here of a variant that was read from a manifest.
 pub(super) fn known_name(read: &str) -> &'static str {
-    let all = [Variant::TpBtf, Variant::RawTp, Variant::Tracepoint];
+    let all = [Variant::Fentry, Variant::Kprobe, Variant::TpBtf, Variant::RawTp, Variant::Tracepoint];
     all.into_iter().map(name).find(|name| *name == read).unwrap_or("none")
 }
 
@@ -179,7 +214,7 @@ pub(super) fn known_name(read: &str) -> &'static str {
 #[must_use]
 pub(super) fn missing(probe: Probe, variant: Variant, offers: &Offers) -> Option<String> {
     let lacks = |needs: &[&str]| lacks(offers, needs);
-    if let (Variant::TpBtf, Err(reason)) = (variant, &offers.btf) {
+    if let (Variant::TpBtf | Variant::Fentry, Err(reason)) = (variant, &offers.btf) {
         return Some(reason.clone());
     }
     if let (Variant::Tracepoint, Err(reason)) = (variant, &offers.tracefs) {
@@ -190,6 +225,9 @@ pub(super) fn missing(probe: Probe, variant: Variant, offers: &Offers) -> Option
         (Probe::TcpConnect, _) => lacks(CONNECT_NEEDS),
         (Probe::FileWrite, Variant::Tracepoint) => {
             lacks(WRITE_FIELDS).or_else(|| moved(offers, WRITE_FIELDS)).or_else(|| lacks_file(offers))
+        }
+        (Probe::FileWrite, Variant::Fentry | Variant::Kprobe) => {
+            lacks(vfs::NEEDS).or_else(|| lacks_file(offers))
         }
         (Probe::FileWrite, _) => lacks_file(offers),
         (Probe::OomKill, Variant::Tracepoint) => lacks(OOM_FIELDS),
@@ -230,7 +268,13 @@ fn moved(offers: &Offers, fields: &[&str]) -> Option<String> {
         .map(|_| "the records of this kernel's system call tracepoints have another layout".to_owned())
 }
 
-fn attach(host: &mut Attaching<'_>, probe: Probe, rung: &Rung) -> Result<String, String> {
+/// Attaches a rung; what it cannot see beside goes to `refused`, with the reason.
+fn attach(
+    host: &mut Attaching<'_>,
+    probe: Probe,
+    rung: &Rung,
+    refused: &mut Vec<String>,
+) -> Result<String, String> {
     if let Some(lack) = missing(probe, rung.variant, host.offers) {
         return Err(lack);
     }
@@ -239,7 +283,19 @@ fn attach(host: &mut Attaching<'_>, probe: Probe, rung: &Rung) -> Result<String,
     }
     let attached = attach_programs(host, rung.programs, category(probe))?;
     host.counters.watch_programs(attached);
-    Ok(rung.hook.to_owned())
+    let mut hook = rung.hook.to_owned();
+    for more in rung.more {
+        match attach_programs(host, more.programs, category(probe)) {
+            Ok(attached) => {
+                host.counters.watch_programs(attached);
+                hook = format!("{hook}+{}", more.hook);
+            }
+            Err(reason) => {
+                refused.push(format!("{}: {} is not seen: {reason}", name(rung.variant), more.sees))
+            }
+        }
+    }
+    Ok(hook)
 }
 
 const fn category(probe: Probe) -> &'static str {
@@ -304,6 +360,9 @@ pub(super) fn attach_programs(
             // Of one that was not loaded there is nothing to take down.
             let _ = match host.ebpf.program_mut(name) {
                 Some(Program::BtfTracePoint(program)) => program.unload(),
+                Some(Program::FEntry(program)) => program.unload(),
+                Some(Program::FExit(program)) => program.unload(),
+                Some(Program::KProbe(program)) => program.unload(),
                 Some(Program::RawTracePoint(program)) => program.unload(),
                 Some(Program::TracePoint(program)) => program.unload(),
                 _ => Ok(()),
@@ -322,7 +381,7 @@ fn try_programs(
     for (name, hooks) in programs {
         let program =
             host.ebpf.program_mut(name).ok_or_else(|| format!("the object has no program `{name}`"))?;
-        load(program, hooks, host.offers).map_err(|error| explain(&error))?;
+        load(program, hooks, host.offers).map_err(|error| explain(program, hooks, &error))?;
         if let Some(set) = host.set {
             program.pin(set.program(name)).map_err(|error| chain(&error))?;
         }
@@ -336,13 +395,20 @@ fn try_programs(
     for (name, hooks) in programs {
         let Some(program) = host.ebpf.program_mut(name) else { continue };
         for hook in *hooks {
-            let path = host.set.map(|set| set.link(name, hook));
-            match attach_to(program, hook, category, path.as_deref())? {
-                Attached::Pinned(link) => host.links.push(link),
-                Attached::Unpinned if path.is_some() => {
+            let Some(set) = host.set else {
+                attach_to(program, hook, category).map_err(|error| explain(program, &[hook], &error))?;
+                continue;
+            };
+            let link =
+                attach_for_pin(program, hook, category).map_err(|error| explain(program, &[hook], &error))?;
+            match link {
+                Some(link) => {
+                    host.links.push(link.pin(set.link(name, hook)).map_err(|error| chain(&error))?);
+                }
+                None => {
+                    let category = noted_category(program, category);
                     host.unpinned.push(((*name).to_owned(), category.to_owned(), (*hook).to_owned()));
                 }
-                Attached::Unpinned => {}
             }
         }
     }
@@ -351,78 +417,135 @@ fn try_programs(
 
 fn load(program: &mut Program, hooks: &[&str], offers: &Offers) -> Result<(), ProgramError> {
     match program {
-        Program::BtfTracePoint(program) => match (&offers.btf, hooks) {
-            // The type of the hook is part of such a program, so it has one.
-            (Ok(btf), [hook]) => BtfTracePoint::load(program, hook, btf),
+        // The type of the hook is part of these programs, so each has one.
+        Program::BtfTracePoint(_) | Program::FEntry(_) | Program::FExit(_) => match (&offers.btf, hooks) {
+            (Ok(btf), [hook]) => load_typed(program, hook, btf),
             _ => Err(ProgramError::NotLoaded),
         },
+        Program::KProbe(program) => KProbe::load(program),
         Program::RawTracePoint(program) => RawTracePoint::load(program),
         Program::TracePoint(program) => TracePoint::load(program),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
 }
 
-/// An attachment that is made.
-enum Attached {
-    Pinned(PinnedLink),
-    Unpinned,
+fn load_typed(program: &mut Program, hook: &str, btf: &Btf) -> Result<(), ProgramError> {
+    match program {
+        Program::BtfTracePoint(program) => BtfTracePoint::load(program, hook, btf),
+        Program::FEntry(program) => FEntry::load(program, hook, btf),
+        Program::FExit(program) => FExit::load(program, hook, btf),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
 }
 
-/// Attaches, and pins the attachment at `path` where this kernel can: classic tracepoints take Linux 5.15.
-fn attach_to(
-    program: &mut Program,
-    hook: &str,
-    category: &str,
-    path: Option<&Path>,
-) -> Result<Attached, String> {
-    let refused = |error: ProgramError| explain(&error);
+/// Attaches, for as long as the program is kept.
+fn attach_to(program: &mut Program, hook: &str, category: &str) -> Result<(), ProgramError> {
+    match program {
+        Program::BtfTracePoint(program) => program.attach().map(drop),
+        Program::FEntry(program) => program.attach().map(drop),
+        Program::FExit(program) => program.attach().map(drop),
+        Program::KProbe(program) => program.attach(hook, 0).map(drop),
+        Program::RawTracePoint(program) => program.attach(hook).map(drop),
+        Program::TracePoint(program) => program.attach(category, hook).map(drop),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}
+
+/// Attaches, and gives what a pin can hold. `None` where this kernel has no such thing, and it is attached as by
+/// [`attach_to`]: for classic tracepoints and kprobes that takes Linux 5.15.
+fn attach_for_pin(program: &mut Program, hook: &str, category: &str) -> Result<Option<FdLink>, ProgramError> {
     let link = match program {
         Program::BtfTracePoint(program) => {
-            let id = program.attach().map_err(refused)?;
-            if path.is_none() {
-                return Ok(Attached::Unpinned);
-            }
-            FdLink::from(program.take_link(id).map_err(refused)?)
+            let id = program.attach()?;
+            Some(FdLink::from(program.take_link(id)?))
+        }
+        Program::FEntry(program) => {
+            let id = program.attach()?;
+            Some(FdLink::from(program.take_link(id)?))
+        }
+        Program::FExit(program) => {
+            let id = program.attach()?;
+            Some(FdLink::from(program.take_link(id)?))
+        }
+        Program::KProbe(program) => {
+            let id = program.attach(hook, 0)?;
+            FdLink::try_from(program.take_link(id)?).ok()
         }
         Program::RawTracePoint(program) => {
-            let id = program.attach(hook).map_err(refused)?;
-            if path.is_none() {
-                return Ok(Attached::Unpinned);
-            }
-            FdLink::from(program.take_link(id).map_err(refused)?)
+            let id = program.attach(hook)?;
+            Some(FdLink::from(program.take_link(id)?))
         }
         Program::TracePoint(program) => {
-            let id = program.attach(category, hook).map_err(refused)?;
-            if path.is_none() {
-                return Ok(Attached::Unpinned);
-            }
-            match FdLink::try_from(program.take_link(id).map_err(refused)?) {
-                Ok(link) => link,
-                Err(_) => {
-                    // Taking it has detached it.
-                    program.attach(category, hook).map_err(refused)?;
-                    return Ok(Attached::Unpinned);
-                }
-            }
+            let id = program.attach(category, hook)?;
+            FdLink::try_from(program.take_link(id)?).ok()
         }
-        _ => return Err(refused(ProgramError::UnexpectedProgramType)),
+        _ => return Err(ProgramError::UnexpectedProgramType),
     };
-    let Some(path) = path else { return Ok(Attached::Unpinned) };
-    link.pin(path).map(Attached::Pinned).map_err(|error| chain(&error))
+    if link.is_none() {
+        // Taking it has detached it.
+        attach_to(program, hook, category)?;
+    }
+    Ok(link)
 }
 
-/// Attaches a pinned program to a classic tracepoint, on kernels where no pin holds that.
+/// What an attachment that no pin holds is noted by in the manifest: a tracepoint's category, or how a function
+/// is followed.
+fn noted_category<'a>(program: &Program, category: &'a str) -> &'a str {
+    match program {
+        Program::KProbe(program) => match program.kind() {
+            ProbeKind::Entry => KPROBE,
+            ProbeKind::Return => KRETPROBE,
+        },
+        _ => category,
+    }
+}
+
+/// A program that was attached again.
+pub(super) enum Again {
+    /// To functions.
+    KProbe { _program: KProbe },
+    /// To a classic tracepoint.
+    TracePoint { _program: TracePoint },
+}
+
+/// Attaches a pinned program as an earlier process had attached it, on kernels where no pin holds that.
 ///
 /// # Errors
 /// The kernel's reason.
-pub(super) fn attach_again(program: &Path, category: &str, hook: &str) -> Result<TracePoint, String> {
-    let mut program = TracePoint::from_pin(program).map_err(|error| chain(&error))?;
-    program.attach(category, hook).map_err(|error| chain(&error))?;
-    Ok(program)
+pub(super) fn attach_again(program: &Path, category: &str, hook: &str) -> Result<Again, String> {
+    let kind = match category {
+        KPROBE => Some(ProbeKind::Entry),
+        KRETPROBE => Some(ProbeKind::Return),
+        _ => None,
+    };
+    let again = || match kind {
+        Some(kind) => {
+            let mut program = KProbe::from_pin(program, kind)?;
+            program.attach(hook, 0)?;
+            Ok(Again::KProbe { _program: program })
+        }
+        None => {
+            let mut program = TracePoint::from_pin(program)?;
+            program.attach(category, hook)?;
+            Ok(Again::TracePoint { _program: program })
+        }
+    };
+    again().map_err(|error: ProgramError| chain(&error))
 }
 
-/// The kernel's reason in one line: of a verifier's log, the last words.
-fn explain(error: &ProgramError) -> String {
+/// The kernel's reason in one line; for functions, with the function, since a rung has several.
+fn explain(program: &Program, hooks: &[&str], error: &ProgramError) -> String {
+    let reason = reason(error);
+    match program {
+        Program::FEntry(_) | Program::FExit(_) | Program::KProbe(_) => {
+            format!("{}: {reason}", hooks.join("+"))
+        }
+        _ => reason,
+    }
+}
+
+/// Of a verifier's log, the last words.
+fn reason(error: &ProgramError) -> String {
     if let ProgramError::LoadError { io_error, verifier_log } = error {
         let log = verifier_log.to_string();
         tracing::debug!("the verifier says: {log}");
@@ -430,7 +553,7 @@ fn explain(error: &ProgramError) -> String {
             .lines()
             .rev()
             .find(|line| {
-                let statistics = ["processed ", "verification time", "stack depth "];
+                let statistics = ["processed ", "insns processed ", "verification time", "stack depth "];
                 !line.trim().is_empty() && !statistics.iter().any(|prefix| line.starts_with(prefix))
             })
             .unwrap_or("no word from the verifier");

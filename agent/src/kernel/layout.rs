@@ -30,6 +30,10 @@ const MEMBERS: &[(&str, &str, &str)] = &[
     ("OFF_FILES_FDT", "files_struct", "fdt"),
     ("OFF_FDT_FD", "fdtable", "fd"),
     ("OFF_FDT_MAX_FDS", "fdtable", "max_fds"),
+    ("OFF_KIOCB_FILE", "kiocb", "ki_filp"),
+    ("OFF_REQ_ASYNC_DATA", "io_kiocb", "async_data"),
+    ("OFF_ASYNC_BYTES_DONE", "io_async_rw", "bytes_done"),
+    ("OFF_FILE_FLAGS", "file", "f_flags"),
     ("OFF_FILE_INODE", "file", "f_inode"),
     ("OFF_FILE_DENTRY", "file", "f_path.dentry"),
     ("OFF_INODE_MODE", "inode", "i_mode"),
@@ -172,7 +176,7 @@ pub struct BtfLayout {
 /// A sentence when the blob is not well-formed.
 pub fn from_btf(data: &[u8]) -> Result<BtfLayout, super::btf::BtfError> {
     let mut names: Vec<&str> = MEMBERS.iter().map(|(_, structure, _)| *structure).collect();
-    names.extend(["cgroup_subsys_id", "pt_regs", "thread_info", "btf_trace_mark_victim"]);
+    names.extend(["bpf_func_id", "cgroup_subsys_id", "pt_regs", "thread_info", "btf_trace_mark_victim"]);
     let btf = Btf::parse(data, &names)?;
     let mut settings: Settings = MEMBERS
         .iter()
@@ -184,6 +188,8 @@ pub fn from_btf(data: &[u8]) -> Result<BtfLayout, super::btf::BtfError> {
     {
         settings.push(("OFF_CSS_SET_MEMORY", array + index * 8));
     }
+    let typed_current = btf.enum_value("bpf_func_id", "BPF_FUNC_get_current_task_btf").is_some();
+    settings.push(("TYPED_CURRENT", u64::from(typed_current)));
     settings.extend(fast_open_bits(&btf).unwrap_or_default());
     settings.extend(arch::registers(&btf));
     let mark_victim_has_task =
@@ -240,7 +246,8 @@ pub fn write_calls() -> Settings {
             high.push(call);
         }
     }
-    let mut settings = vec![("WRITE_CALLS_LOW", low)];
+    let direct = u64::from(libc::O_DIRECT.unsigned_abs());
+    let mut settings = vec![("WRITE_CALLS_LOW", low), ("DIRECT_FLAG", direct)];
     for (name, call) in ["WRITE_CALL_A", "WRITE_CALL_B", "WRITE_CALL_C"].into_iter().zip(high) {
         settings.push((name, call));
     }

@@ -7,7 +7,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use aya::maps::{Array, Map, MapData};
-use aya::programs::TracePoint;
 use aya::programs::links::PinnedLink;
 use aya::{Ebpf, EbpfLoader};
 use galen_common::accounting::Probe;
@@ -91,7 +90,7 @@ pub(super) enum Loaded {
     Here { _ebpf: Ebpf, _links: Vec<PinnedLink> },
     /// By an earlier one: its pins, opened, so that removing them detaches nothing while this process runs, and
     /// what could not be pinned.
-    Before { _objects: Vec<OwnedFd>, _attached: Vec<TracePoint> },
+    Before { _objects: Vec<OwnedFd>, _attached: Vec<ladder::Again> },
 }
 
 /// A set of pins that is in use, and the lock on its folder.
@@ -244,7 +243,9 @@ impl Core {
         let mut offers = host::Offers::look(host);
         let mut loader = EbpfLoader::new();
         loader.btf(None);
-        let settings: Vec<_> = shape.settings.iter().chain(&offers.settings).copied().collect();
+        let number = [("PROGRAM_SET", set.map_or(0, PinSet::number))];
+        let settings: Vec<_> =
+            shape.settings.iter().chain(&offers.settings).chain(&number).copied().collect();
         for (name, value) in &settings {
             loader.override_global(name, value, false);
         }
@@ -394,7 +395,7 @@ impl Core {
 }
 
 /// Programs that have something to say of themselves.
-const COUNTING: [&str; 2] = ["file_write_exit", "tcp_connect"];
+const COUNTING: [&str; 4] = ["file_write_exit", "file_write_fexit", "file_write_kretprobe", "tcp_connect"];
 
 fn open_map(name: &'static str, path: &Path) -> Result<Map, KernelError> {
     let failed = |error: aya::maps::MapError| KernelError::Map { name, error: chain(&error) };

@@ -26,6 +26,7 @@ mod report;
 mod rings;
 mod shape;
 pub mod tracefs;
+mod vfs;
 mod wire;
 
 pub use cgroup_changes::{CgroupChange, CgroupChanges};

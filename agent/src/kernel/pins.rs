@@ -170,6 +170,11 @@ impl PinSet {
         Some(Self::of(folder, number))
     }
 
+    /// Its number; a set that replaces another has a larger one.
+    pub(super) fn number(&self) -> u64 {
+        number_of(&self.folder).unwrap_or(0)
+    }
+
     /// Where a map is pinned.
     pub(super) fn map(&self, name: &str) -> PathBuf {
         self.folder.join(format!("map_{name}"))

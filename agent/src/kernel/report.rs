@@ -6,6 +6,8 @@ use std::sync::Arc;
 use galen_common::accounting::Probe;
 use galen_common::histogram::BUCKETS;
 
+use crate::config::Variant;
+
 /// A histogram of durations, see [`galen_common::histogram`]. Only buckets with something in them are kept:
 /// what one cgroup does falls into a few dozen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -92,6 +94,18 @@ pub struct ProbeInfo {
     pub variant: &'static str,
     /// Why better variants, or all, were refused; empty when the best was taken.
     pub refused: Vec<String>,
+}
+
+impl ProbeInfo {
+    /// Why it is not attached, in a sentence with the way out.
+    #[must_use]
+    pub fn why_not(&self, forced: Variant) -> String {
+        let way_out = match forced {
+            Variant::Auto => "",
+            _ => "; `--kernel-variant auto` takes the best that this kernel grants",
+        };
+        format!("not attached: {}{way_out}", self.refused.join("; "))
+    }
 }
 
 /// What runs in the kernel, for the start-up report, `/metrics` and the doctor.

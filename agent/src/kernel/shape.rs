@@ -19,7 +19,7 @@ use crate::privilege::capabilities;
 
 /// The maps that one set of programs hands on to the next: all but read-only data, and what is left from one
 /// program of the OOM probe to the other for an instant.
-pub(super) const MAPS: [&str; 23] = [
+pub(super) const MAPS: [&str; 24] = [
     map_names::EVENT_RINGS,
     map_names::FAILURE_RING,
     map_names::OOM_RING,
@@ -32,6 +32,7 @@ pub(super) const MAPS: [&str; 23] = [
     map_names::DESTINATION_PLACES,
     map_names::WRITE_SLOTS,
     map_names::WRITE_STARTS_SPILLED,
+    map_names::ASYNC_WRITES,
     map_names::WRITE_STATS,
     map_names::WRITE_ERRORS,
     map_names::TOUCHED_FILES,
@@ -187,7 +188,7 @@ mod tests {
     use galen_common::accounting::FATES;
     use galen_common::cost::Measured;
     use galen_common::file_write::{
-        FileStats, TouchedFileKey, WriteErrorKey, WriteSlot, WriteStart, WriteStats,
+        AsyncWrite, FileStats, TouchedFileKey, WriteErrorKey, WriteSlot, WriteStart, WriteStats,
     };
     use galen_common::globals::{Handled, Runtime};
     use galen_common::record::CgroupKey;
@@ -205,6 +206,7 @@ mod tests {
             size_of::<DestinationStats>(),
             size_of::<WriteStart>(),
             size_of::<WriteSlot>(),
+            size_of::<AsyncWrite>(),
             size_of::<WriteStats>(),
             size_of::<WriteErrorKey>(),
             size_of::<TouchedFileKey>(),
@@ -215,7 +217,7 @@ mod tests {
             size_of::<Runtime>(),
             FATES as usize,
         ];
-        let known = (4, [48, 2288, 24, 360, 40, 64, 2152, 16, 24, 40, 16, 16, 16, 16, 9]);
+        let known = (5, [48, 2288, 24, 360, 40, 64, 80, 2152, 16, 24, 40, 16, 16, 16, 16, 9]);
         assert_eq!((LAYOUT_VERSION, sizes), known, "another layout takes another LAYOUT_VERSION");
     }
 

@@ -62,7 +62,7 @@ pub(super) fn start_core(config: &Config, hierarchies: &Hierarchies) -> Result<C
             for probe in core.report.iter() {
                 let name = probe.probe.name();
                 if probe.variant == "none" {
-                    tracing::error!("probe {name}: not attached: {}", probe.refused.join("; "));
+                    tracing::error!("probe {name}: {}", probe.why_not(config.kernel.variant));
                 } else if probe.refused.is_empty() {
                     tracing::info!("probe {name}: {} on {}", probe.variant, probe.hook);
                 } else {

@@ -3,8 +3,9 @@
 use std::net::TcpListener;
 
 use anyhow::{Context, Result, ensure};
-use galen_tests::agent::{Agent, SOON};
+use galen_tests::agent::{Agent, SOON, Start};
 use galen_tests::cgroup::Cgroup;
+use galen_tests::command::run_galen;
 use galen_tests::load::Load;
 use galen_tests::netns::NetNs;
 use serde_json::Value;
@@ -57,6 +58,41 @@ pub(crate) fn connects_by(variant: &str) -> Result<()> {
 #[test]
 fn connects_have_the_same_outcomes_whatever_the_hook() -> Result<()> {
     VARIANTS.into_iter().try_for_each(connects_by)
+}
+
+#[test]
+fn a_flag_forces_a_variant_over_the_file() -> Result<()> {
+    for variant in VARIANTS {
+        let agent = Start::with("kernel: { variant: auto }\n")
+            .arguments(&["--kernel-variant", variant])
+            .start()
+            .context(variant)?;
+        agent.wait_ready()?;
+        let attached = agent.metrics()?.sum("galen_probe_info", &[("variant", variant)]);
+        ensure!(attached == 3.0, "{variant}: {attached} of 3 probes: {}", agent.stderr.tail());
+    }
+    Ok(())
+}
+
+/// The agent goes on without the probe: who forces a variant by mistake still has all else.
+#[test]
+fn a_forced_variant_that_is_refused_is_told_in_a_sentence_with_the_way_out() -> Result<()> {
+    let empty = TempDir::with_prefix("galen-test-")?;
+    let agent = Start::with(&format!("host: {{ sys: {} }}\n", empty.path().display()))
+        .arguments(&["--kernel-variant", "tp_btf"])
+        .start()?;
+    for probe in ["tcp_connect", "file_write", "oom_kill"] {
+        let line = agent.log(&format!("probe {probe}: not attached: tp_btf: "))?;
+        ensure!(line.contains("CONFIG_DEBUG_INFO_BTF"), "no reason: {line}");
+        ensure!(line.contains("`--kernel-variant auto`"), "no way out: {line}");
+    }
+    let done = run_galen(&["agent", "--kernel-variant", "kprob"])?;
+    ensure!(done.code() == 2 && done.stderr.contains("tp_btf"), "{}: {}", done.status, done.stderr);
+    let done = run_galen(&["doctor", "--output", "json", "--kernel-variant", "raw_tp"])?;
+    let report: Value = serde_json::from_str(&done.stdout)?;
+    let probes = report["probes"].as_array().context("no probes")?;
+    ensure!(probes.iter().all(|probe| probe["variant"] == "raw_tp"), "{report}");
+    Ok(())
 }
 
 #[test]

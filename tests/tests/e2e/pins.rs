@@ -43,16 +43,20 @@ impl Place {
     }
 }
 
-/// A configuration under which writes are counted between two agents: before Linux 5.15 no pin holds a classic
-/// tracepoint.
+/// A configuration under which writes are counted between two agents.
 fn counting_on() -> Result<&'static str> {
+    Ok(if counting_on_with("auto")? { "" } else { "kernel: { variant: tp_btf }\n" })
+}
+
+/// Whether writes are counted between two agents with this kind of hook: before Linux 5.15 no pin holds a classic
+/// tracepoint or a kprobe.
+fn counting_on_with(variant: &str) -> Result<bool> {
     let place = Place::new()?;
-    place.agent("")?.stop()?;
+    place.agent(&format!("kernel: {{ variant: {variant} }}\n"))?.stop()?;
     let set = place.pins.path().join("1");
     let mut pins =
         fs::read_dir(&set)?.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
-    let is_held = pins.any(|pin| pin.starts_with("link_file_write"));
-    Ok(if is_held { "" } else { "kernel: { variant: tp_btf }\n" })
+    Ok(pins.any(|pin| pin.starts_with("link_file_write")))
 }
 
 /// What the kernel holds beyond what it did.
@@ -146,12 +150,29 @@ fn a_file_is_named_again_by_the_next_agent() -> Result<()> {
 /// Programs are replaced by others while everything they count goes on.
 #[test]
 fn an_upgrade_in_a_flood_counts_everything_once() -> Result<()> {
-    const WRITES: u64 = 400_000;
+    // No pin holds a classic tracepoint before Linux 5.15.
+    let is_held = counting_on_with("tracepoint")?;
+    let missing = upgrade_in_a_flood(if is_held { "tracepoint" } else { "tp_btf" })?;
+    ensure!(missing == 0.0, "writes found no room");
+    Ok(())
+}
+
+/// The kernel leaves out the end of a write that is under way when `fentry` programs come and go.
+#[test]
+fn an_upgrade_of_the_best_hooks_counts_nothing_twice_and_tells_what_it_missed() -> Result<()> {
+    let is_held = counting_on_with("auto")?;
+    let missing = upgrade_in_a_flood(if is_held { "auto" } else { "tp_btf" })?;
+    ensure!(missing < 1_000.0, "{missing} writes are not counted");
+    Ok(())
+}
+
+/// Upgrades in a flood of writes and connects; returns how many writes are counted as uncounted.
+fn upgrade_in_a_flood(variant: &str) -> Result<f64> {
+    const WRITES: u32 = 400_000;
     const CONNECTS: u64 = 20_000;
     let place = Place::new()?;
     let (cgroup, folder) = (Cgroup::new("upgrade")?, TempDir::with_prefix("galen-test-")?);
     // Threads share places, so that some writes are kept beside.
-    let variant = if counting_on()?.is_empty() { "auto" } else { "tp_btf" };
     let yaml = |slow: u32| {
         format!(
             "kernel: {{ variant: {variant}, file_write: {{ slow: {slow}ms, slots_max: 64 }}, tcp_connect: {{ slow: {slow}ms }} }}\n"
@@ -174,16 +195,24 @@ fn an_upgrade_in_a_flood_counts_everything_once() -> Result<()> {
         writer.finish()?;
     }
     connecting.finish()?;
-    writes(&agent, &cgroup, 3 * WRITES)?;
     connects(&agent, &cgroup, CONNECTS)?;
     settles(&agent)?;
-    let metrics = agent.metrics()?;
-    ensure!(metrics.sum("galen_events_uncounted_total", &[]) == 0.0, "writes found no room");
-    ensure!(
-        metrics.sum("galen_events_start_unknown_total", &[("probe", "tcp_connect")]) < 50.0,
-        "starts were lost"
-    );
-    Ok(())
+    // Each thread may be within a write when a new program is attached.
+    let untold = if variant == "auto" { 3 * (upgrades + 1) } else { 0 };
+    let path = cgroup.path();
+    let missing = eventually(SOON, "each write to be counted, or to be told as missing", || {
+        let metrics = agent.metrics()?;
+        let counted = metrics.sum("galen_file_writes_total", &[("cgroup", &path)]);
+        let missing = metrics.sum("galen_events_uncounted_total", &[("probe", "file_write")]);
+        let all = f64::from(3 * WRITES);
+        ensure!(counted <= all, "{counted} of {all} writes");
+        let said = format!("{counted} counted, {missing} missing of {all}");
+        let is_whole = counted + missing + f64::from(untold) >= all;
+        Ok(if is_whole { Look::Done(missing) } else { Look::NotYet(said) })
+    })?;
+    let unknown = agent.metrics()?.sum("galen_events_start_unknown_total", &[("probe", "tcp_connect")]);
+    ensure!(unknown < 50.0, "starts were lost");
+    Ok(missing)
 }
 
 #[test]

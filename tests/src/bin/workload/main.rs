@@ -48,7 +48,8 @@ usage: galen-workload [--wait] [--netns FILE] [--dies-first] COMMAND
   write-one FILE BYTES          one call of write
   write-others N                N writes each to /dev/null, a pipe and a socket
   write-way WAY SOURCE FILE     5 operations of 4096 bytes in this way: write, pwrite64, writev, pwritev, pwritev2,
-                                sendfile, splice, copy_file_range, io_uring, mmap; SOURCE has what is copied
+                                sendfile, splice, copy_file_range, io_uring, io_uring_direct, io_submit,
+                                io_submit_direct, mmap; SOURCE has what is copied
   last-deeds FILE ADDR MIB      writes to FILE, connects to ADDR, and takes so much memory
   fill FILE                     writes until the filesystem is full
   tour PARENT FILE N ROUNDS     N one-byte writes to FILE in each cgroup below PARENT, so many times

@@ -6,6 +6,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::ptr;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -16,14 +17,28 @@ use super::files::{Way, pwrite, vector, whole};
 
 /// Bytes of one operation, and of the source.
 const PIECE: usize = 4096;
+/// As direct I/O wants it.
+#[repr(C, align(4096))]
+struct Aligned([u8; PIECE]);
+
 /// Operations.
 const TIMES: u64 = 5;
 
 /// Writes [`TIMES`] pieces to `target` in this way; what is copied comes from `source`.
 pub(crate) fn one(way: &str, source: &str, target: &str) -> Result<Value> {
     let from = File::open(source).with_context(|| format!("cannot open {source}"))?;
-    let to = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(target);
-    let to = to.with_context(|| format!("cannot create {target}"))?;
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(true);
+    if way.ends_with("_direct") {
+        options.custom_flags(libc::O_DIRECT);
+    }
+    let to = match options.open(target) {
+        // A filesystem in memory may have no other way than through memory.
+        Err(error) if way.ends_with("_direct") && error.raw_os_error() == Some(libc::EINVAL) => {
+            return Ok(json!({"unavailable": format!("O_DIRECT: {error}")}));
+        }
+        opened => opened.with_context(|| format!("cannot create {target}"))?,
+    };
     for round in 0..TIMES {
         if let Err(error) = piece(way, &from, &to, round * PIECE as u64) {
             let cause = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
@@ -39,7 +54,7 @@ pub(crate) fn one(way: &str, source: &str, target: &str) -> Result<Value> {
 }
 
 fn piece(way: &str, from: &File, to: &File, offset: u64) -> Result<u64> {
-    let bytes = [b'x'; PIECE];
+    let Aligned(bytes) = Aligned([b'x'; PIECE]);
     let fd = to.as_raw_fd();
     let parts = [3, 0, PIECE - 3].map(|length| io::IoSlice::new(&bytes[..length]));
     let at = i64::try_from(offset)?;
@@ -52,7 +67,8 @@ fn piece(way: &str, from: &File, to: &File, offset: u64) -> Result<u64> {
         "sendfile" => sendfile(from, to),
         "splice" => splice(from, to),
         "copy_file_range" => copy_file_range(from, to, at),
-        "io_uring" => return ring(fd, &bytes, offset),
+        "io_submit" | "io_submit_direct" => return submit(fd, &Aligned(bytes), offset),
+        "io_uring" | "io_uring_direct" => return ring(fd, &Aligned(bytes), offset),
         "mmap" => return map(to, offset).map(|()| PIECE as u64),
         _ => bail!("no way `{way}` to write"),
     }?;
@@ -91,7 +107,68 @@ fn copy_file_range(from: &File, to: &File, at: i64) -> io::Result<usize> {
     })
 }
 
-fn ring(fd: RawFd, bytes: &[u8], offset: u64) -> Result<u64> {
+/// `struct iocb`, include/uapi/linux/aio_abi.h, on a machine that is little-endian.
+#[repr(C)]
+#[derive(Default)]
+struct Iocb {
+    data: u64,
+    key: u32,
+    rw_flags: i32,
+    opcode: u16,
+    priority: i16,
+    fd: u32,
+    buffer: u64,
+    bytes: u64,
+    offset: i64,
+    reserved: u64,
+    flags: u32,
+    result_fd: u32,
+}
+
+/// `struct io_event`, there.
+#[repr(C)]
+#[derive(Default)]
+struct IoEvent {
+    data: u64,
+    object: u64,
+    result: i64,
+    result2: i64,
+}
+
+/// `IOCB_CMD_PWRITE`, there.
+const PWRITE: u16 = 1;
+
+fn submit(fd: RawFd, bytes: &Aligned, offset: u64) -> Result<u64> {
+    let mut context: libc::c_ulong = 0;
+    // SAFETY: `context` outlives the call.
+    let made = unsafe { libc::syscall(libc::SYS_io_setup, 1, &raw mut context) };
+    if made != 0 {
+        return Err(io::Error::last_os_error()).context("io_setup");
+    }
+    let mut operation = Iocb {
+        opcode: PWRITE,
+        fd: u32::try_from(fd)?,
+        buffer: bytes.0.as_ptr() as u64,
+        bytes: bytes.0.len() as u64,
+        offset: i64::try_from(offset)?,
+        ..Iocb::default()
+    };
+    let mut operations = [&raw mut operation];
+    let mut event = IoEvent::default();
+    // SAFETY: all that is pointed to outlives the operation, which has ended when the second call returns.
+    let (taken, ended) = unsafe {
+        let taken = libc::syscall(libc::SYS_io_submit, context, 1, operations.as_mut_ptr());
+        let no_limit = ptr::null_mut::<libc::timespec>();
+        let ended = libc::syscall(libc::SYS_io_getevents, context, 1, 1, &raw mut event, no_limit);
+        libc::syscall(libc::SYS_io_destroy, context);
+        (taken, ended)
+    };
+    ensure!((taken, ended) == (1, 1), "io_submit took {taken}, and {ended} ended");
+    whole(isize::try_from(event.result)?, PIECE as u64, "IOCB_CMD_PWRITE")
+}
+
+fn ring(fd: RawFd, bytes: &Aligned, offset: u64) -> Result<u64> {
+    let bytes = &bytes.0;
     let mut ring = IoUring::new(2).context("io_uring_setup")?;
     let length = u32::try_from(bytes.len())?;
     let entry = opcode::Write::new(types::Fd(fd), bytes.as_ptr(), length).offset(offset).build();

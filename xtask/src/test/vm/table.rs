@@ -138,6 +138,7 @@ fn rows_of(kernel: &Found) -> Vec<(Table, String, String)> {
 fn said(cell: &Cell) -> String {
     match &*cell.outcome {
         "works" if cell.variant == "auto" => format!("`{}`", cell.detail),
+        "as auto" => format!("`{}`", cell.detail),
         other => other.to_owned(),
     }
 }
@@ -175,13 +176,14 @@ What the end-to-end tests found on the kernels of Debian's releases. `cargo xtas
 
 const SUBJECTS: &str = "
 ## What works
-With `kernel.variant` set to each variant. For `auto`, the variant that the agent takes by itself. *refused*: the kernel does not let the hook attach, and the agent says why.
+With `kernel.variant` set to each variant. For `auto`, the variant that the agent takes by itself; so it is where a probe has no hook of the variant. *refused*: the kernel does not let the hook attach, and the agent says why.
 
 - **OOM kills**: a kill in a cgroup below the one whose limit was hit: victim, its cgroup, its memory where the kernel tells, who was allocating, the scope, the fault and the health that follow.
 - **SIGTERM**: the agent prints what is still in the rings, and ends with 0.
-- **accounts**: 20,000 writes into rings of the smallest size: exact counts, and `seen = delivered + filtered + sampled + dropped` with nothing in flight.
+- **accounts**: 20,000 writes by eight processes at once into rings of the smallest size: exact counts, but for runs that the kernel says it left out, and `seen = delivered + filtered + sampled + dropped` with nothing in flight.
 - **connects**: accepted, refused (IPv4, IPv6) and never answered: exact counts by outcome, an event for each, retransmitted SYNs.
 - **coverage**: the table further below.
+- **hot-plug**: 40,000 writes and more by four processes while one of the two CPUs goes off and comes back three times: as accounts.
 - **writes**: exact numbers of writes, bytes and errors of five system calls; and of a filesystem that gets full, with a short write and ENOSPC.
 ";
 
