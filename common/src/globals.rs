@@ -12,8 +12,8 @@ pub const RINGS_MAX: u32 = 64;
 /// Bytes of the ring for failures.
 pub const FAILURE_RING_BYTES: u32 = 256 * 1024;
 
-/// What differs from one agent process to the next, and so is no read-only data: programs outlive the process
-/// that loaded them.
+/// What differs from one agent process to the next, and so is no read-only data: programs that are pinned would
+/// outlive the process that loaded them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Runtime {
