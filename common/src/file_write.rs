@@ -105,28 +105,34 @@ pub struct WriteStart {
     /// The descriptor that is written to; -1 where the hook does not know it.
     pub fd: i32,
     /// The function that keeps it, one of [`hook`].
-    pub hook: u32,
+    pub hook: u16,
+    /// The set of programs that keeps it: the low bits of its number, and [`SEEN_TWICE`].
+    pub set: u16,
 }
+
+/// In `WriteStart::set`: another set of programs, which this one replaces or is replaced by, has seen it begin
+/// before. What is kept with this bit when the next write begins is of an earlier one.
+pub const SEEN_TWICE: u16 = 1 << 15;
 
 /// Functions of the kernel at which a write begins.
 pub mod hook {
     /// Any system call; where those are followed, nothing else is.
-    pub const SYSTEM_CALL: u32 = 0;
+    pub const SYSTEM_CALL: u16 = 0;
     /// `vfs_write`.
-    pub const WRITE: u32 = 1;
+    pub const WRITE: u16 = 1;
     /// `vfs_writev`.
-    pub const WRITEV: u32 = 2;
+    pub const WRITEV: u16 = 2;
     /// `iter_file_splice_write`.
-    pub const SPLICE: u32 = 3;
+    pub const SPLICE: u16 = 3;
     /// `vfs_copy_file_range`.
-    pub const COPY: u32 = 4;
+    pub const COPY: u16 = 4;
     /// `io_write` of io_uring, on a file that is not open for direct I/O.
-    pub const IO_URING: u32 = 5;
+    pub const IO_URING: u16 = 5;
     /// `io_write`, on one that is. The write may end in another thread, or in none: what is kept of it is an
     /// [`super::AsyncWrite`], and `WriteStart::file` has its key.
-    pub const IO_URING_DIRECT: u32 = 6;
+    pub const IO_URING_DIRECT: u16 = 6;
     /// `aio_write`, of the older asynchronous calls; as `IO_URING_DIRECT`.
-    pub const AIO: u32 = 7;
+    pub const AIO: u16 = 7;
 }
 
 /// A write that may end elsewhere than in its thread, by the address of its `struct kiocb`.

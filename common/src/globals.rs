@@ -25,7 +25,22 @@ pub struct Runtime {
     pub epoch: u64,
 }
 
-const _: () = assert!(size_of::<Runtime>() == 16);
+/// What was counted last on a CPU. While a newer set of programs replaces an older one both are attached, and run
+/// one right after the other for the same event: the second one knows by this that there is nothing to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Handled {
+    /// Address of the socket, or id of the victim's thread; 0 for nothing.
+    pub what: u64,
+    /// CLOCK_MONOTONIC, nanoseconds.
+    pub time_mono_ns: u64,
+}
+
+/// The same once more within this time is the same event, nanoseconds: a socket that ends connecting twice has
+/// begun anew in between, and the kernel marks a thread as a victim once.
+pub const SAME_EVENT_NS: u64 = 100_000;
+
+const _: () = assert!(size_of::<Runtime>() == 16 && size_of::<Handled>() == 16);
 
 /// Which cgroup an event is charged to.
 pub mod cgroup_source {

@@ -19,7 +19,7 @@ pub use record::{Header, RecordKind, TASK_COMM_LEN};
 
 /// Version of everything in this crate that both sides must agree on. A pin or a recording of another
 /// version is never read.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 5;
 
 /// Names of the kernel maps. The kernel keeps 15 bytes of a name.
 pub mod map_names {
@@ -33,6 +33,10 @@ pub mod map_names {
     pub const FATES: &str = "FATES";
     /// Connects under way, by socket address.
     pub const CONNECT_STARTS: &str = "CONNECT_STARTS";
+    /// The connect that ended last on each CPU, see [`crate::globals::Handled`].
+    pub const CONNECT_ENDED: &str = "CONNECT_ENDED";
+    /// The OOM kill that was recorded last on each CPU, see [`crate::globals::Handled`].
+    pub const OOM_RECORDED: &str = "OOM_RECORDED";
     /// Exact connect counters and latency histogram, by [`crate::record::CgroupKey`].
     pub const CONNECT_STATS: &str = "CONNECT_STATS";
     /// The place of each destination, by [`crate::tcp_connect::DestinationKey`].
@@ -45,6 +49,8 @@ pub mod map_names {
     pub const WRITE_SLOTS: &str = "WRITE_SLOTS";
     /// Writes under way whose slot was taken, by thread id.
     pub const WRITE_STARTS_SPILLED: &str = "WRITE_STARTS_SPILLED";
+    /// Writes under way that may end elsewhere than in their thread, see [`crate::file_write::AsyncWrite`].
+    pub const ASYNC_WRITES: &str = "ASYNC_WRITES";
     /// Exact write counters and latency histogram, by [`crate::record::CgroupKey`].
     pub const WRITE_STATS: &str = "WRITE_STATS";
     /// Failed writes by cgroup and errno.

@@ -3,11 +3,11 @@
 use core::arch::asm;
 
 use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP};
-use aya_ebpf::btf_maps::RingBuf;
+use aya_ebpf::btf_maps::{PerCpuArray, RingBuf};
 use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ringbuf_query};
 use galen_common::accounting::{Fate, Probe};
 use galen_common::cost::Part;
-use galen_common::globals::FAILURE_RING_BYTES;
+use galen_common::globals::{FAILURE_RING_BYTES, Handled, SAME_EVENT_NS};
 use galen_common::histogram::BUCKETS;
 
 use crate::cost;
@@ -60,6 +60,25 @@ pub fn counted(probe: Probe, fate: Fate) -> u64 {
     FATES.get_ptr_mut(probe as u32).map_or(u64::MAX, |counters| {
         // SAFETY: `fate` is an index below the array's length.
         unsafe { counters.cast::<u64>().add(fate as usize).read() }
+    })
+}
+
+/// Notes that `what` is counted now on this CPU.
+#[inline(always)]
+pub fn note_handled(last: &PerCpuArray<Handled, 1>, what: u64, now: u64) {
+    if let Some(last) = last.get_ptr_mut(0) {
+        // SAFETY: the pointer is this CPU's value of the map.
+        unsafe { *last = Handled { what, time_mono_ns: now } };
+    }
+}
+
+/// Whether `what` was counted just now on this CPU, by a program that this one replaces.
+#[inline(always)]
+pub fn is_handled(last: &PerCpuArray<Handled, 1>, what: u64, now: u64) -> bool {
+    last.get_ptr_mut(0).is_some_and(|last| {
+        // SAFETY: the pointer is this CPU's value of the map.
+        let last = unsafe { *last };
+        last.what == what && now.wrapping_sub(last.time_mono_ns) < SAME_EVENT_NS
     })
 }
 

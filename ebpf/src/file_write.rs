@@ -11,7 +11,7 @@ use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext, TracePointC
 use galen_common::accounting::{Fate, Probe as Subject};
 use galen_common::cost::Part;
 use galen_common::file_write::{
-    FileStats, FileWritePathRecord, FileWriteRecord, NAME_BYTES, PATH_BYTES, PATH_DEPTH, Reason,
+    FileStats, FileWritePathRecord, FileWriteRecord, NAME_BYTES, PATH_BYTES, PATH_DEPTH, Reason, SEEN_TWICE,
     WriteErrorKey, WriteStart, WriteStats, hook,
 };
 use galen_common::globals::{Runtime, emit as emit_rule};
@@ -142,6 +142,12 @@ fn keep<R: Current>(fd: i32) {
     write_starts::forget(tid);
 }
 
+/// The set of programs that this one is of.
+#[inline(always)]
+pub fn program_set() -> u16 {
+    get(&settings::PROGRAM_SET) as u16 & !SEEN_TWICE
+}
+
 /// Whether writes to a file with this mode count.
 #[inline(always)]
 pub fn counts(mode: u16) -> bool {
@@ -153,7 +159,7 @@ pub fn counts(mode: u16) -> bool {
 /// # Safety
 /// None beyond the offsets' being this kernel's: the helper checks the address.
 #[inline(always)]
-pub unsafe fn start_of(file: u64, fd: i32, hook: u32) -> Option<WriteStart> {
+pub unsafe fn start_of(file: u64, fd: i32, hook: u16) -> Option<WriteStart> {
     // SAFETY: passed on to the caller.
     unsafe {
         let inode = Probe::pointer(file as *const u8, &settings::OFF_FILE_INODE);
@@ -174,6 +180,7 @@ pub unsafe fn start_of(file: u64, fd: i32, hook: u32) -> Option<WriteStart> {
             generation,
             fd,
             hook,
+            set: program_set(),
             time_mono_ns: bpf_ktime_get_ns(),
         })
     }

@@ -25,15 +25,16 @@ use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
 use aya_ebpf::macros::{fentry, fexit, kprobe, kretprobe};
 use aya_ebpf::programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext};
 use galen_common::accounting::{Fate, Probe as Subject};
-use galen_common::file_write::{AsyncWrite, WriteStart, hook};
+use galen_common::file_write::{AsyncWrite, SEEN_TWICE, WriteStart, hook};
+use galen_common::globals::SAME_EVENT_NS;
 
 use crate::emit::count;
-use crate::file_write::{counts, current_pid, finish, is_restarted, start_of};
+use crate::file_write::{counts, current_pid, finish, is_restarted, program_set, start_of};
 use crate::maps::ASYNC_WRITES;
 use crate::read::{Direct, Probe, Reader};
 use crate::settings::{self, get, has};
 use crate::task::{TaskIds, current_cgroup_id_typed};
-use crate::write_starts;
+use crate::write_starts::{self, UnderWay};
 
 const EINTR: i64 = 4;
 const EAGAIN: i64 = 11;
@@ -238,7 +239,7 @@ fn current_tid() -> u32 {
 
 /// A write begins whose file the verifier knows the type of: loads, no calls.
 #[inline(always)]
-fn enter_typed(file: *const u8, hook: u32) {
+fn enter_typed(file: *const u8, hook: u16) {
     // SAFETY: the argument is a `struct file` by the function's prototype, and each member is of the type that
     // it is read as.
     let start = unsafe {
@@ -256,6 +257,7 @@ fn enter_typed(file: *const u8, hook: u32) {
                 },
                 fd: -1,
                 hook,
+                set: program_set(),
                 time_mono_ns: bpf_ktime_get_ns(),
             })
         } else {
@@ -267,28 +269,38 @@ fn enter_typed(file: *const u8, hook: u32) {
 
 /// A write begins.
 #[inline(always)]
-fn enter(file: u64, hook: u32) {
+fn enter(file: u64, hook: u16) {
     // SAFETY: the helper checks the address.
     begin(unsafe { start_of(file, -1, hook) });
 }
 
 /// A write begins that may be part of a copy, which counts as a whole.
 #[inline(always)]
-fn enter_inner(file: u64, hook: u32) {
-    if write_starts::under_way(current_tid()) != Some(hook::COPY) {
+fn enter_inner(file: u64, hook: u16) {
+    // A copy that an earlier set of programs kept has lost its end with them.
+    let is_part = |kept: UnderWay| {
+        kept.hook == hook::COPY && (kept.set & !SEEN_TWICE == program_set() || is_of_this_write(&kept))
+    };
+    if !write_starts::under_way(current_tid()).is_some_and(is_part) {
         enter(file, hook);
     }
 }
 
 #[inline(always)]
-fn begin(start: Option<WriteStart>) {
+fn begin(mut start: Option<WriteStart>) {
     let tid = current_tid();
-    if write_starts::under_way(tid).is_some() {
-        // Its end was left out by the kernel: by a program that was running, or for want of a place for the
-        // return address (`maxactive`, Documentation/trace/kprobes.rst).
-        count(Subject::FileWrite, Fate::Uncounted);
-        if start.is_none() {
-            write_starts::forget(tid);
+    if let Some(kept) = write_starts::under_way(tid) {
+        if is_of_this_write(&kept) {
+            if let Some(start) = &mut start {
+                start.set |= SEEN_TWICE;
+            }
+        } else {
+            // Its end was left out by the kernel: by a program that was running, for want of a place for the
+            // return address (`maxactive`, Documentation/trace/kprobes.rst), or since programs came or went.
+            count(Subject::FileWrite, Fate::Uncounted);
+            if start.is_none() {
+                write_starts::forget(tid);
+            }
         }
     }
     if let Some(start) = start {
@@ -296,9 +308,19 @@ fn begin(start: Option<WriteStart>) {
     }
 }
 
+/// Whether it was kept just now for the very write that begins, by a program of the set that this one replaces or
+/// is replaced by: both run for each write meanwhile, and who takes it at the end counts.
+#[inline(always)]
+fn is_of_this_write(kept: &UnderWay) -> bool {
+    // SAFETY: the helper has no conditions.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let is_seen_twice = kept.set & SEEN_TWICE != 0;
+    !is_seen_twice && kept.set != program_set() && now.wrapping_sub(kept.time_mono_ns) < SAME_EVENT_NS
+}
+
 /// The write that began at `hook` has ended.
 #[inline(always)]
-fn exit(ctx: &impl EbpfContext, hook: u32, returned: i64) {
+fn exit(ctx: &impl EbpfContext, hook: u16, returned: i64) {
     let Some(start) = write_starts::take_if(current_tid(), |start| start.hook == hook) else { return };
     if !is_restarted(returned) {
         finish(ctx, &start, current_cgroup_id_typed(), returned, current_pid(), TaskIds::current);

@@ -9,7 +9,7 @@ use galen_common::file_write::{
     ASYNC_WRITES_MAX, AsyncWrite, FileStats, TouchedFileKey, WRITE_SLOTS_MAX, WRITE_STARTS_SPILLED_MAX,
     WriteErrorKey, WriteSlot, WriteStart, WriteStats,
 };
-use galen_common::globals::{FAILURE_RING_BYTES, RINGS_MAX, Runtime};
+use galen_common::globals::{FAILURE_RING_BYTES, Handled, RINGS_MAX, Runtime};
 use galen_common::record::CgroupKey;
 use galen_common::tcp_connect::{ConnectStart, ConnectStats, DestinationKey, DestinationStats};
 
@@ -30,6 +30,12 @@ pub static FATES: PerCpuArray<[u64; FATE_COUNT as usize], { Probe::ALL.len() }> 
 
 #[btf_map]
 pub static CONNECT_STARTS: HashMap<u64, ConnectStart, 16384> = HashMap::new();
+
+#[btf_map]
+pub static CONNECT_ENDED: PerCpuArray<Handled, 1> = PerCpuArray::new();
+
+#[btf_map]
+pub static OOM_RECORDED: PerCpuArray<Handled, 1> = PerCpuArray::new();
 
 #[btf_map]
 pub static CONNECT_STATS: HashMap<CgroupKey, ConnectStats, 64> = HashMap::new();

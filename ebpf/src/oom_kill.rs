@@ -12,8 +12,8 @@ use galen_common::accounting::{Fate, Probe as Subject};
 use galen_common::oom_kill::{OomKillRecord, STACK_DEPTH, oom_pairing, victim_flags};
 use galen_common::record::{RecordKind, TASK_COMM_LEN};
 
-use crate::emit::{add, count, emit_urgent};
-use crate::maps::{OOM_KILLS_LOST, OOM_MARKED, OOM_PAIRING, OOM_VICTIM};
+use crate::emit::{add, count, emit_urgent, is_handled, note_handled};
+use crate::maps::{OOM_KILLS_LOST, OOM_MARKED, OOM_PAIRING, OOM_RECORDED, OOM_VICTIM};
 use crate::read::{Direct, Probe, Reader};
 use crate::settings::{self, has};
 use crate::stats;
@@ -187,6 +187,11 @@ fn leave(identity: &VictimIdentity) {
 fn record(ctx: *mut core::ffi::c_void, victim: &VictimIdentity, memory: Memory) {
     // SAFETY: the helper has no conditions.
     let now = unsafe { bpf_ktime_get_ns() };
+    let tid = u64::from(victim.tid);
+    if is_handled(&OOM_RECORDED, tid, now) {
+        return;
+    }
+    note_handled(&OOM_RECORDED, tid, now);
     count(Subject::OomKill, Fate::Seen);
     let trigger = TaskIds::current();
     let task = TaskIds { pid: victim.pid, tid: victim.tid, uid: victim.uid, comm: victim.comm };

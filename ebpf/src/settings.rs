@@ -34,6 +34,8 @@ settings! {
     CGROUP_V2_ROOT_ID: 1;
     /// CPU number & this = shard of the statistics.
     SHARD_MASK: 0;
+    /// Number of the set of pins that these programs belong to; 0 for none.
+    PROGRAM_SET: 0;
     /// Rings there are; CPU n uses ring n modulo this.
     RINGS: 1;
     /// A ring with this many unread bytes wakes the agent.

@@ -20,9 +20,9 @@ use galen_common::tcp_connect::{
 
 use crate::cost;
 use crate::destinations::{self, Counted};
-use crate::emit::{Lane, add, add_to_bucket, count, emit};
+use crate::emit::{Lane, add, add_to_bucket, count, emit, is_handled, note_handled};
 use crate::handshake::{self, Ended, Timing, add_phases};
-use crate::maps::{CONNECT_STARTS, CONNECT_STATS};
+use crate::maps::{CONNECT_ENDED, CONNECT_STARTS, CONNECT_STATS};
 use crate::read::{Direct, Probe, Reader};
 use crate::settings::{self, get, has};
 use crate::stats;
@@ -270,8 +270,12 @@ fn account(ctx: &impl EbpfContext, sk: u64, new_state: i32, at_end: &Endpoints) 
         cgroup_id = start.cgroup_id;
         task = TaskIds { pid: start.pid, tid: start.tid, uid: start.uid, comm: start.comm };
         let _ = CONNECT_STARTS.remove(&sk);
+        note_handled(&CONNECT_ENDED, sk, now);
         true
     } else {
+        if is_handled(&CONNECT_ENDED, sk, now) {
+            return;
+        }
         count(Subject::TcpConnect, Fate::StartUnknown);
         false
     };

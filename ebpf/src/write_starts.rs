@@ -28,6 +28,11 @@ pub fn keep(tid: u32, start: WriteStart) {
         if claim(slot, tid) {
             (*slot).start = start;
             (*slot).owner = tid;
+            if get(&WRITE_SLOTS_SHARED) != 0 && (*slot).spilled != 0 {
+                // Of a thread that was killed, or of the set of programs that this one replaces, which ran just
+                // before for the same write and found the slot taken.
+                let _ = take_spilled(slot, tid, |_| true);
+            }
             return;
         }
     }
@@ -61,19 +66,36 @@ pub fn take_if(tid: u32, wanted: impl Fn(&WriteStart) -> bool) -> Option<WriteSt
     take_spilled(slot, tid, wanted)
 }
 
-/// What function the start that thread `tid`, the running one, has kept is of; see `file_write::hook`.
+/// What a thread has kept; the members are those of [`WriteStart`].
+pub struct UnderWay {
+    pub hook: u16,
+    pub set: u16,
+    pub time_mono_ns: u64,
+}
+
+impl UnderWay {
+    /// # Safety
+    /// `start` must live in a map.
+    #[inline(always)]
+    unsafe fn of(start: *const WriteStart) -> Self {
+        // SAFETY: passed on to the caller.
+        unsafe { Self { hook: (*start).hook, set: (*start).set, time_mono_ns: (*start).time_mono_ns } }
+    }
+}
+
+/// What thread `tid`, the running one, has kept. It stays.
 #[inline(always)]
-pub fn under_way(tid: u32) -> Option<u32> {
+pub fn under_way(tid: u32) -> Option<UnderWay> {
     let slot = slot_of(tid)?;
     // SAFETY: the slot lives in the array; `start` is the owner's, and an entry its thread's.
     unsafe {
         if (*slot).owner == tid {
-            return Some((*slot).start.hook);
+            return Some(UnderWay::of(&raw const (*slot).start));
         }
         if get(&WRITE_SLOTS_SHARED) == 0 || (*slot).spilled == 0 {
             return None;
         }
-        WRITE_STARTS_SPILLED.get_ptr(&tid).map(|start| (*start).hook)
+        WRITE_STARTS_SPILLED.get_ptr(&tid).map(|start| UnderWay::of(start))
     }
 }
 

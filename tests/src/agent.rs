@@ -38,6 +38,7 @@ pub enum Reader {
 pub struct Start {
     yaml: String,
     state_dir: Option<PathBuf>,
+    pin_dir: PathBuf,
     arguments: Vec<String>,
     reader: Reader,
     nobody: bool,
@@ -52,6 +53,7 @@ impl Start {
         Self {
             yaml: yaml.to_owned(),
             state_dir: None,
+            pin_dir: PathBuf::new(),
             arguments: Vec::new(),
             reader: Reader::Takes,
             nobody: false,
@@ -64,6 +66,13 @@ impl Start {
     #[must_use]
     pub fn state_dir(mut self, folder: &Path) -> Self {
         self.state_dir = Some(folder.to_path_buf());
+        self
+    }
+
+    /// With its pins in this folder; without, nothing is pinned.
+    #[must_use]
+    pub fn pin_dir(mut self, folder: &Path) -> Self {
+        self.pin_dir = folder.to_path_buf();
         self
     }
 
@@ -178,6 +187,7 @@ impl Start {
             command = self.nobodys(&binary);
             command.env_clear().env("PATH", "/usr/bin:/bin").stdin(Stdio::null());
         }
+        command.env("GALEN_KERNEL_PIN_DIR", &self.pin_dir);
         // Two agents on one machine have two sockets.
         command.env("GALEN_API_SOCKET", socket(&config, self.nobody, &state));
         // An emulated processor takes many times as long for the same: the agent would be over its budget, and

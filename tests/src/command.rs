@@ -72,7 +72,8 @@ pub fn galen() -> Result<Command> {
             command.env_remove(name);
         }
     }
-    command.env("NO_COLOR", "1").stdin(Stdio::null());
+    // Two agents on one machine have two folders of pins, and most tests want none.
+    command.env("GALEN_KERNEL_PIN_DIR", "").env("NO_COLOR", "1").stdin(Stdio::null());
     Ok(command)
 }
 

@@ -11,10 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::UNUSABLE;
 use crate::config::{self, Config, Loaded, Output, Overrides, Variant};
+use crate::kernel::pins::{self, Removed};
 use crate::pipeline::{self, Options, Prepared, StartError};
-
-/// Where what outlives the agent is pinned.
-const PIN_DIR: &str = "/sys/fs/bpf/galen";
 
 /// Arguments of `galen agent`.
 #[derive(Clone, Debug, clap::Args)]
@@ -79,10 +77,10 @@ impl AgentArgs {
 /// # Errors
 /// When signals cannot be received, threads cannot be started, or what was asked for cannot be printed.
 pub fn run(args: &AgentArgs) -> anyhow::Result<ExitCode> {
-    if args.unpin {
-        return unpin(Path::new(PIN_DIR));
-    }
     let Some(config) = args.load() else { return Ok(ExitCode::from(UNUSABLE)) };
+    if args.unpin {
+        return unpin(&config.kernel.pin_dir);
+    }
     if args.print_config {
         super::print(&config::print_effective(&config))?;
         return Ok(ExitCode::SUCCESS);
@@ -105,8 +103,9 @@ async fn serve(
 ) -> anyhow::Result<ExitCode> {
     let shutdown = CancellationToken::new();
     let (reload, reload_requests) = mpsc::channel(1);
-    let signals = tokio::spawn(signals.follow(shutdown.clone(), reload));
-    let options = Options { config, reload: Box::new(move || args.load()), reload_requests, shutdown };
+    let unpin = CancellationToken::new();
+    let signals = tokio::spawn(signals.follow((shutdown.clone(), unpin.clone()), reload));
+    let options = Options { config, reload: Box::new(move || args.load()), reload_requests, shutdown, unpin };
     let result = pipeline::run(options, prepared).await;
     signals.abort();
     ended(result)
@@ -139,11 +138,19 @@ impl Signals {
         })
     }
 
-    async fn follow(mut self, shutdown: CancellationToken, reload: mpsc::Sender<()>) {
+    /// SIGTERM is how services are restarted, so what is pinned stays. Who presses Ctrl-C is done with it.
+    async fn follow(
+        mut self,
+        (shutdown, unpin): (CancellationToken, CancellationToken),
+        reload: mpsc::Sender<()>,
+    ) {
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => shutdown.cancel(),
-                _ = self.interrupt.recv() => shutdown.cancel(),
+                _ = self.interrupt.recv() => {
+                    unpin.cancel();
+                    shutdown.cancel();
+                }
                 // A second request while one waits asks for nothing more.
                 _ = self.hangup.recv() => { let _ = reload.try_send(()); }
             }
@@ -153,48 +160,26 @@ impl Signals {
 
 /// Removes the folder of pins and says what was in it.
 fn unpin(folder: &Path) -> anyhow::Result<ExitCode> {
-    let entries = match std::fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            super::print(&format!("nothing is pinned under {}\n", folder.display()))?;
-            return Ok(ExitCode::SUCCESS);
+    if folder.as_os_str().is_empty() {
+        super::print("nothing is ever pinned: `kernel.pin_dir` is empty\n")?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let at = folder.display();
+    let said = match pins::unpin(folder) {
+        Ok(None) => format!("nothing is pinned under {at}\n"),
+        Ok(Some(Removed { links, programs, others, in_use })) => {
+            let goes_on = if in_use { "; the agent that runs keeps them attached until it ends" } else { "" };
+            format!("removed {at}: {links} attachments, {programs} programs, {others} maps{goes_on}\n")
         }
-        Err(error) => {
+        Err((path, error)) => {
             return Err(error).with_context(|| {
                 format!(
-                    "{} cannot be read; run it as root, with the BPF filesystem mounted",
-                    folder.display()
+                    "{} cannot be removed; run it as the user that the agent runs as, or as root",
+                    path.display()
                 )
             });
         }
     };
-    let mut said = String::new();
-    let removed = remove(folder, entries, &mut said);
     super::print(&said)?;
-    removed.map(|()| ExitCode::SUCCESS)
-}
-
-fn remove(folder: &Path, entries: std::fs::ReadDir, said: &mut String) -> anyhow::Result<()> {
-    for entry in entries.flatten() {
-        let path = entry.path();
-        std::fs::remove_file(&path).with_context(|| format!("{} cannot be removed", path.display()))?;
-        said.push_str(&format!("removed {}\n", path.display()));
-    }
-    std::fs::remove_dir(folder).with_context(|| format!("{} cannot be removed", folder.display()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn unpinning_leaves_nothing_behind() {
-        let place = tempfile::tempdir().unwrap();
-        let folder = place.path().join("galen");
-        assert_eq!(unpin(&folder).unwrap(), ExitCode::SUCCESS, "nothing there is no error");
-        std::fs::create_dir(&folder).unwrap();
-        std::fs::write(folder.join("WRITE_STATS"), "").unwrap();
-        assert_eq!(unpin(&folder).unwrap(), ExitCode::SUCCESS);
-        assert!(!folder.exists());
-    }
+    Ok(ExitCode::SUCCESS)
 }

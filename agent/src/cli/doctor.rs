@@ -15,7 +15,7 @@ use super::UNUSABLE;
 use crate::config::{self, Config, Overrides, Variant};
 use crate::identity::{Names, cri};
 use crate::kernel::cgroups::Hierarchies;
-use crate::kernel::{Core, host, tracefs};
+use crate::kernel::{Core, host, pins, tracefs};
 use crate::privilege;
 use crate::privilege::capabilities::{self, Held};
 
@@ -103,8 +103,9 @@ fn examine(config: &Config) -> Report {
     let hierarchies = Hierarchies::find(&config.host.proc, &config.host.cgroup).unwrap_or_default();
     let release = crate::input::read_text(&config.host.proc.join("sys/kernel/osrelease")).unwrap_or_default();
     let mut facts = facts(config, &hierarchies);
+    facts.push(pins(config));
     facts.extend(runtimes(config));
-    let probes = match Core::start(&config.kernel, &config.host, &hierarchies) {
+    let probes = match Core::start(&config.kernel, &config.host, &hierarchies, None) {
         Ok(core) => {
             facts.push(cgroup_changes(&core));
             core.report
@@ -201,6 +202,20 @@ fn facts(config: &Config, hierarchies: &Hierarchies) -> Vec<Fact> {
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     facts.push(fact("processors", true, cpus.to_string()));
     facts
+}
+
+/// What keeps counting while no agent runs.
+fn pins(config: &Config) -> Fact {
+    let folder = &config.kernel.pin_dir;
+    let (state, detail) = if folder.as_os_str().is_empty() {
+        ("limited", "switched off by `kernel.pin_dir`: nothing is counted while no agent runs".to_owned())
+    } else {
+        match pins::look(folder) {
+            Ok(said) => ("ok", said),
+            Err(lack) => ("limited", format!("nothing is counted while no agent runs: {lack}")),
+        }
+    };
+    Fact { name: "pins", state, detail }
 }
 
 /// Which hook tells of new cgroups.

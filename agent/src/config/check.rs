@@ -75,6 +75,12 @@ fn kernel(config: &Config, findings: &mut Findings) {
     {
         findings.range(path, value, super::Bytes::kib(64), super::Bytes::kib(1024 * 1024));
     }
+    let pin_dir = &kernel.pin_dir;
+    if !pin_dir.as_os_str().is_empty() && (!pin_dir.is_absolute() || pin_dir.parent().is_none()) {
+        let what = format!("`kernel.pin_dir` is {}", pin_dir.display());
+        let expected = "expected an absolute path in a BPF filesystem, or \"\" for no pins";
+        findings.add("kernel.pin_dir", what, expected);
+    }
     findings.range("kernel.cgroups_max", kernel.cgroups_max, 16, 65_536);
     findings.range("kernel.drain_interval", kernel.drain_interval, Span::millis(1), Span::secs(10));
     findings.range("kernel.window", kernel.window, Span::millis(100), Span::secs(60));

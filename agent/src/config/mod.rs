@@ -127,6 +127,9 @@ impl Default for Privileges {
 pub struct Kernel {
     /// Which kind of hook to use; `auto` takes the best that this kernel grants.
     pub variant: Variant,
+    /// Where programs and maps are pinned, so that counting goes on while no agent runs: a folder in a BPF
+    /// filesystem. Empty: nowhere, and all is detached when the agent ends.
+    pub pin_dir: PathBuf,
     /// Bytes of all event rings together; split evenly over the CPUs, in powers of two, 64 KiB at least.
     pub ring_bytes: Bytes,
     /// Bytes of the ring for OOM records.
@@ -152,6 +155,7 @@ impl Default for Kernel {
     fn default() -> Self {
         Self {
             variant: Variant::Auto,
+            pin_dir: "/sys/fs/bpf/galen".into(),
             ring_bytes: Bytes::kib(1024),
             oom_ring_bytes: Bytes::kib(64),
             cgroups_max: 1024,

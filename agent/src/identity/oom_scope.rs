@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
 use crate::event::OomScope;
 use crate::input;
 
@@ -13,7 +15,7 @@ const LINE_MAX_BYTES: u64 = 1024;
 const SYMBOLS_MAX_BYTES: u64 = 256 * 1024 * 1024;
 
 /// Where the functions lie that tell one kind of OOM from another.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct OomFunctions {
     memcg: Vec<(u64, u64)>,
     global: Vec<(u64, u64)>,

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use aya::maps::{MapData, PerCpuArray, RingBuf};
+use aya::maps::{Map, MapData, PerCpuArray, RingBuf};
 use galen_common::cgroup::{CGROUP_PATH_BYTES, CgroupChangeKind, CgroupChangeRecord, change_counts};
 use galen_common::map_names;
 use tokio::sync::Notify;
@@ -108,25 +108,27 @@ const RUNGS: [(Variant, [Hooked; 3]); 3] = [
 ];
 
 impl CgroupChanges {
-    /// Attaches the best rung, and takes the ring.
+    /// Takes the ring from where `source` hands out maps by name.
     ///
     /// # Errors
-    /// When the object has no such maps.
-    pub(super) fn attach(host: &mut Attaching<'_>, forced: Variant) -> Result<Self, KernelError> {
-        let mut take = |name: &'static str| {
-            host.ebpf.take_map(name).ok_or(KernelError::MissingMap(name)).map(|map| (name, map))
-        };
+    /// When there are no such maps.
+    pub(super) fn open(
+        source: &mut impl FnMut(&'static str) -> Result<Map, KernelError>,
+    ) -> Result<Self, KernelError> {
         let failed =
             |name| move |error: aya::maps::MapError| KernelError::Map { name, error: error.to_string() };
-        let (ring_name, ring) = take(map_names::CGROUP_RING)?;
-        let (counts_name, counts) = take(map_names::CGROUP_CHANGES)?;
-        let mut changes = Self {
-            ring: RingBuf::try_from(ring).map_err(failed(ring_name))?,
-            counts: PerCpuArray::try_from(counts).map_err(failed(counts_name))?,
+        let (ring_name, counts_name) = (map_names::CGROUP_RING, map_names::CGROUP_CHANGES);
+        Ok(Self {
+            ring: RingBuf::try_from(source(ring_name)?).map_err(failed(ring_name))?,
+            counts: PerCpuArray::try_from(source(counts_name)?).map_err(failed(counts_name))?,
             variant: "none",
             refused: Vec::new(),
             unreadable: 0,
-        };
+        })
+    }
+
+    /// Attaches the best rung.
+    pub(super) fn attach(&mut self, host: &mut Attaching<'_>, forced: Variant) {
         let has_forced = RUNGS.iter().any(|(variant, _)| *variant == forced);
         for (variant, programs) in &RUNGS {
             if has_forced && forced != *variant {
@@ -139,13 +141,12 @@ impl CgroupChanges {
             match attached {
                 Ok(attached) => {
                     host.counters.watch_programs(attached);
-                    changes.variant = name(*variant);
+                    self.variant = name(*variant);
                     break;
                 }
-                Err(reason) => changes.refused.push(format!("{}: {reason}", name(*variant))),
+                Err(reason) => self.refused.push(format!("{}: {reason}", name(*variant))),
             }
         }
-        Ok(changes)
     }
 
     /// Hands at most `limit` changes to `receive`, in the order in which they happened; returns how many

@@ -20,11 +20,14 @@ impl Costs {
         source: &mut impl FnMut(&'static str) -> Result<Map, KernelError>,
         cpus: u32,
     ) -> Result<Self, KernelError> {
-        Ok(Self {
+        let mut costs = Self {
             measured: take(source, map_names::COSTS)?,
             sampling: take(source, map_names::SAMPLING)?,
             cpus,
-        })
+        };
+        // An earlier process may have left some out for what it cost itself.
+        costs.set_sampling([sampling::EVERY; sampling::LANES as usize])?;
+        Ok(costs)
     }
 
     /// CPUs that were online at the start.

@@ -24,6 +24,20 @@ impl Diagnostics {
         }
     }
 
+    /// Of a program that an earlier process loaded. To find its ring takes CAP_SYS_ADMIN; without it there is
+    /// nothing to read.
+    pub(super) fn of_program(id: Option<u32>) -> Self {
+        let logger = id.map(|id| EbpfLogger::init_from_id_with_logger(id, Forward));
+        match logger {
+            Some(Ok(logger)) => Self(Some(logger)),
+            Some(Err(error)) => {
+                tracing::debug!("the kernel side's own log cannot be read: {error}");
+                Self(None)
+            }
+            None => Self(None),
+        }
+    }
+
     /// Hands on what was said since the last time.
     pub fn read(&mut self) {
         if let Some(logger) = &mut self.0 {

@@ -4,9 +4,13 @@
 //! attached; what is refused is kept with the kernel's reason and the next one is tried.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use aya::maps::Array;
-use aya::programs::{BtfTracePoint, FEntry, FExit, KProbe, Program, ProgramError, RawTracePoint, TracePoint};
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::{
+    BtfTracePoint, FEntry, FExit, KProbe, ProbeKind, Program, ProgramError, RawTracePoint, TracePoint,
+};
 use aya::{Btf, Ebpf};
 use galen_common::accounting::Probe;
 
@@ -20,6 +24,7 @@ use super::layout::{
     WRITE_FIELDS, WRITE_NEEDS, first_missing, value_of,
 };
 use super::load::chain;
+use super::pins::PinSet;
 use super::report::ProbeInfo;
 use super::vfs;
 use crate::config::{self, Variant};
@@ -123,6 +128,10 @@ pub(super) const fn rungs(probe: Probe) -> &'static [Rung] {
     }
 }
 
+/// See [`noted_category`].
+const KPROBE: &str = "kprobe";
+const KRETPROBE: &str = "kretprobe";
+
 const OOM_MARK: (&str, &[&str]) = ("oom_kill_mark", &["mark_victim"]);
 
 /// What attaching needs.
@@ -135,6 +144,12 @@ pub(super) struct Attaching<'a> {
     pub counters: &'a mut Counters,
     /// Returns when there are rings: an event of an attached program without one would be dropped.
     pub until_rings: &'a dyn Fn(),
+    /// Where programs and attachments are pinned.
+    pub set: Option<&'a PinSet>,
+    /// The attachments that are pinned.
+    pub links: Vec<PinnedLink>,
+    /// Those that cannot be on this kernel: program, category, hook.
+    pub unpinned: Vec<(String, String, String)>,
 }
 
 /// Attaches the best rung of every enabled probe.
@@ -187,6 +202,12 @@ pub(super) const fn name(variant: Variant) -> &'static str {
         Variant::RawTp => "raw_tp",
         Variant::Tracepoint => "tracepoint",
     }
+}
+
+/// The name as it is known here of a variant that was read from a manifest.
+pub(super) fn known_name(read: &str) -> &'static str {
+    let all = [Variant::Fentry, Variant::Kprobe, Variant::TpBtf, Variant::RawTp, Variant::Tracepoint];
+    all.into_iter().map(name).find(|name| *name == read).unwrap_or("none")
 }
 
 /// What a rung needs that this host does not have; `None` when it may be tried.
@@ -324,10 +345,18 @@ pub(super) fn attach_programs(
     programs: &[(&str, &[&str])],
     category: &str,
 ) -> Result<Vec<(String, OwnedFd)>, String> {
+    let (links_before, unpinned_before) = (host.links.len(), host.unpinned.len());
     let done = try_programs(host, programs, category);
     if done.is_err() {
+        for link in host.links.drain(links_before..) {
+            let _ = link.unpin();
+        }
+        host.unpinned.truncate(unpinned_before);
         // What is attached already would cost its calls and count for nobody.
         for (name, _) in programs {
+            if let Some(set) = host.set {
+                let _ = std::fs::remove_file(set.program(name));
+            }
             // Of one that was not loaded there is nothing to take down.
             let _ = match host.ebpf.program_mut(name) {
                 Some(Program::BtfTracePoint(program)) => program.unload(),
@@ -353,6 +382,9 @@ fn try_programs(
         let program =
             host.ebpf.program_mut(name).ok_or_else(|| format!("the object has no program `{name}`"))?;
         load(program, hooks, host.offers).map_err(|error| explain(program, hooks, &error))?;
+        if let Some(set) = host.set {
+            program.pin(set.program(name)).map_err(|error| chain(&error))?;
+        }
         if let Ok(fd) = program.fd()
             && let Ok(fd) = fd.as_fd().try_clone_to_owned()
         {
@@ -363,7 +395,21 @@ fn try_programs(
     for (name, hooks) in programs {
         let Some(program) = host.ebpf.program_mut(name) else { continue };
         for hook in *hooks {
-            attach_to(program, hook, category).map_err(|error| explain(program, &[hook], &error))?;
+            let Some(set) = host.set else {
+                attach_to(program, hook, category).map_err(|error| explain(program, &[hook], &error))?;
+                continue;
+            };
+            let link =
+                attach_for_pin(program, hook, category).map_err(|error| explain(program, &[hook], &error))?;
+            match link {
+                Some(link) => {
+                    host.links.push(link.pin(set.link(name, hook)).map_err(|error| chain(&error))?);
+                }
+                None => {
+                    let category = noted_category(program, category);
+                    host.unpinned.push(((*name).to_owned(), category.to_owned(), (*hook).to_owned()));
+                }
+            }
         }
     }
     Ok(loaded)
@@ -392,16 +438,99 @@ fn load_typed(program: &mut Program, hook: &str, btf: &Btf) -> Result<(), Progra
     }
 }
 
+/// Attaches, for as long as the program is kept.
 fn attach_to(program: &mut Program, hook: &str, category: &str) -> Result<(), ProgramError> {
     match program {
-        Program::BtfTracePoint(program) => program.attach().map(|_| ()),
-        Program::FEntry(program) => program.attach().map(|_| ()),
-        Program::FExit(program) => program.attach().map(|_| ()),
-        Program::KProbe(program) => program.attach(hook, 0).map(|_| ()),
-        Program::RawTracePoint(program) => program.attach(hook).map(|_| ()),
-        Program::TracePoint(program) => program.attach(category, hook).map(|_| ()),
+        Program::BtfTracePoint(program) => program.attach().map(drop),
+        Program::FEntry(program) => program.attach().map(drop),
+        Program::FExit(program) => program.attach().map(drop),
+        Program::KProbe(program) => program.attach(hook, 0).map(drop),
+        Program::RawTracePoint(program) => program.attach(hook).map(drop),
+        Program::TracePoint(program) => program.attach(category, hook).map(drop),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
+}
+
+/// Attaches, and gives what a pin can hold. `None` where this kernel has no such thing, and it is attached as by
+/// [`attach_to`]: for classic tracepoints and kprobes that takes Linux 5.15.
+fn attach_for_pin(program: &mut Program, hook: &str, category: &str) -> Result<Option<FdLink>, ProgramError> {
+    let link = match program {
+        Program::BtfTracePoint(program) => {
+            let id = program.attach()?;
+            Some(FdLink::from(program.take_link(id)?))
+        }
+        Program::FEntry(program) => {
+            let id = program.attach()?;
+            Some(FdLink::from(program.take_link(id)?))
+        }
+        Program::FExit(program) => {
+            let id = program.attach()?;
+            Some(FdLink::from(program.take_link(id)?))
+        }
+        Program::KProbe(program) => {
+            let id = program.attach(hook, 0)?;
+            FdLink::try_from(program.take_link(id)?).ok()
+        }
+        Program::RawTracePoint(program) => {
+            let id = program.attach(hook)?;
+            Some(FdLink::from(program.take_link(id)?))
+        }
+        Program::TracePoint(program) => {
+            let id = program.attach(category, hook)?;
+            FdLink::try_from(program.take_link(id)?).ok()
+        }
+        _ => return Err(ProgramError::UnexpectedProgramType),
+    };
+    if link.is_none() {
+        // Taking it has detached it.
+        attach_to(program, hook, category)?;
+    }
+    Ok(link)
+}
+
+/// What an attachment that no pin holds is noted by in the manifest: a tracepoint's category, or how a function
+/// is followed.
+fn noted_category<'a>(program: &Program, category: &'a str) -> &'a str {
+    match program {
+        Program::KProbe(program) => match program.kind() {
+            ProbeKind::Entry => KPROBE,
+            ProbeKind::Return => KRETPROBE,
+        },
+        _ => category,
+    }
+}
+
+/// A program that was attached again.
+pub(super) enum Again {
+    /// To functions.
+    KProbe { _program: KProbe },
+    /// To a classic tracepoint.
+    TracePoint { _program: TracePoint },
+}
+
+/// Attaches a pinned program as an earlier process had attached it, on kernels where no pin holds that.
+///
+/// # Errors
+/// The kernel's reason.
+pub(super) fn attach_again(program: &Path, category: &str, hook: &str) -> Result<Again, String> {
+    let kind = match category {
+        KPROBE => Some(ProbeKind::Entry),
+        KRETPROBE => Some(ProbeKind::Return),
+        _ => None,
+    };
+    let again = || match kind {
+        Some(kind) => {
+            let mut program = KProbe::from_pin(program, kind)?;
+            program.attach(hook, 0)?;
+            Ok(Again::KProbe { _program: program })
+        }
+        None => {
+            let mut program = TracePoint::from_pin(program)?;
+            program.attach(category, hook)?;
+            Ok(Again::TracePoint { _program: program })
+        }
+    };
+    again().map_err(|error: ProgramError| chain(&error))
 }
 
 /// The kernel's reason in one line; for functions, with the function, since a rung has several.

@@ -8,18 +8,21 @@
 //! ([`galen_common::LAYOUT_VERSION`]).
 
 use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use aya::maps::{Map, MapData};
+use aya::maps::{Array, Map, MapData, MapError};
 use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_ARRAY;
 use galen_common::accounting::Probe;
 
 use super::KernelError;
+use super::load::chain;
+use super::pins::PinSet;
 
 /// Name of the map.
-pub(super) const LEDGER_MAP: &str = "LEDGER";
+const LEDGER_MAP: &str = "LEDGER";
 /// Cells there are: a page of them on most hosts.
 const CELLS: usize = 512;
 const BYTES: usize = CELLS * size_of::<u64>();
@@ -84,20 +87,18 @@ impl Default for Ledger {
 }
 
 impl Ledger {
-    /// Makes a map of zeros.
-    pub(super) fn create() -> Result<Self, KernelError> {
+    /// Makes a map of zeros, pinned where a set says.
+    fn create(set: Option<&PinSet>) -> Result<Self, KernelError> {
         let cells = u32::try_from(CELLS).unwrap_or(u32::MAX);
         let definition = aya_obj::Map::new_from_params(BPF_MAP_TYPE_ARRAY as u32, 4, 8, cells, MMAPABLE);
-        let data = MapData::create(definition, LEDGER_MAP, None)
-            .map_err(|error| KernelError::Map { name: LEDGER_MAP, error: error.to_string() })?;
-        Self::open(data)
+        Self::open(create(definition, LEDGER_MAP, set)?)
     }
 
     /// Maps a map that is there.
     ///
     /// # Errors
     /// When it is another kind of map, or the kernel does not map it.
-    pub(super) fn open(map: MapData) -> Result<Self, KernelError> {
+    fn open(map: MapData) -> Result<Self, KernelError> {
         let failed = |error: String| KernelError::Map { name: LEDGER_MAP, error };
         let info = map.info().map_err(|error| failed(error.to_string()))?;
         let shape = (info.map_type().ok(), info.key_size(), info.value_size(), info.max_entries());
@@ -153,7 +154,7 @@ impl Drop for Ledger {
 }
 
 /// Name of the map.
-pub(super) const KILLS_MAP: &str = "OOM_KILLS_TOLD";
+const KILLS_MAP: &str = "OOM_KILLS_TOLD";
 /// Cgroups and scopes there is room for.
 const KILLS_MAX: u32 = 3 * 8192;
 /// `BPF_F_NO_PREALLOC` (include/uapi/linux/bpf.h): memory only for what is there.
@@ -165,15 +166,13 @@ pub struct KillsTold {
 }
 
 impl KillsTold {
-    pub(super) fn create() -> Result<Self, KernelError> {
+    fn create(set: Option<&PinSet>) -> Result<Self, KernelError> {
         let kind = aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_HASH as u32;
         let definition = aya_obj::Map::new_from_params(kind, 16, 8, KILLS_MAX, NO_PREALLOC);
-        let failed =
-            |error: aya::maps::MapError| KernelError::Map { name: KILLS_MAP, error: error.to_string() };
-        Self::open(MapData::create(definition, KILLS_MAP, None).map_err(failed)?)
+        Self::open(create(definition, KILLS_MAP, set)?)
     }
 
-    pub(super) fn open(map: MapData) -> Result<Self, KernelError> {
+    fn open(map: MapData) -> Result<Self, KernelError> {
         let failed =
             |error: aya::maps::MapError| KernelError::Map { name: KILLS_MAP, error: error.to_string() };
         Ok(Self { map: Map::HashMap(map).try_into().map_err(failed)? })
@@ -197,6 +196,46 @@ impl KillsTold {
     }
 }
 
+/// Name of the map.
+const NOTES_MAP: &str = "NOTES";
+const NOTES_BYTES: usize = 4096;
+
+/// A few bytes for the next process: what takes long to find out, and is the same until the next boot.
+pub struct Notes(Array<MapData, [u8; NOTES_BYTES]>);
+
+impl Notes {
+    fn create(set: Option<&PinSet>) -> Result<Self, KernelError> {
+        let size = u32::try_from(NOTES_BYTES).unwrap_or(u32::MAX);
+        let definition = aya_obj::Map::new_from_params(BPF_MAP_TYPE_ARRAY as u32, 4, size, 1, 0);
+        Self::open(create(definition, NOTES_MAP, set)?)
+    }
+
+    fn open(map: MapData) -> Result<Self, KernelError> {
+        let failed = |error: MapError| KernelError::Map { name: NOTES_MAP, error: error.to_string() };
+        Map::from_map_data(map).and_then(Array::try_from).map(Self).map_err(failed)
+    }
+
+    /// What an earlier process left in the folder of pins, before anything is loaded or taken over.
+    #[must_use]
+    pub fn left_in(folder: &Path) -> Option<Vec<u8>> {
+        let notes = Self::open(open(NOTES_MAP, &PinSet::newest(folder)?).ok()?).ok()?;
+        let bytes = notes.0.get(&0, 0).ok()?;
+        let text = bytes.split(|byte| *byte == 0).next().filter(|text| !text.is_empty())?;
+        Some(text.to_vec())
+    }
+
+    /// Leaves text for the next process. What is too long is not left.
+    pub fn leave(&mut self, text: &[u8]) {
+        let mut bytes = [0; NOTES_BYTES];
+        if text.len() < NOTES_BYTES {
+            bytes[..text.len()].copy_from_slice(text);
+            if let Err(error) = self.0.set(0, bytes, 0) {
+                tracing::debug!("nothing is noted for the next start: {error}");
+            }
+        }
+    }
+}
+
 /// What was counted by this process and those before it.
 #[derive(Default)]
 pub struct Kept {
@@ -204,15 +243,48 @@ pub struct Kept {
     pub ledger: Arc<Ledger>,
     /// OOM kills by cgroup and scope; `None` without a kernel side.
     pub kills: Option<KillsTold>,
+    /// Noted for the next process.
+    pub notes: Option<Notes>,
     /// Whether an earlier process left it.
     pub is_resumed: bool,
 }
 
 impl Kept {
-    pub(super) fn create() -> Result<Self, KernelError> {
-        let (ledger, kills) = (Arc::new(Ledger::create()?), Some(KillsTold::create()?));
-        Ok(Self { ledger, kills, is_resumed: false })
+    /// What an earlier process has pinned in this set, or a new one, pinned there.
+    pub(super) fn open_or_create(set: Option<&PinSet>) -> Result<Self, KernelError> {
+        let earlier = set.filter(|set| set.map(LEDGER_MAP).exists());
+        let (ledger, kills, notes) = match earlier {
+            Some(set) => (
+                Ledger::open(open(LEDGER_MAP, set)?)?,
+                KillsTold::open(open(KILLS_MAP, set)?)?,
+                Notes::open(open(NOTES_MAP, set)?)?,
+            ),
+            None => (Ledger::create(set)?, KillsTold::create(set)?, Notes::create(set)?),
+        };
+        Ok(Self {
+            ledger: Arc::new(ledger),
+            kills: Some(kills),
+            notes: Some(notes),
+            is_resumed: earlier.is_some(),
+        })
     }
+}
+
+fn create(
+    definition: aya_obj::Map,
+    name: &'static str,
+    set: Option<&PinSet>,
+) -> Result<MapData, KernelError> {
+    let failed = |error: &dyn std::error::Error| KernelError::Map { name, error: chain(error) };
+    let data = MapData::create(definition, name, None).map_err(|error| failed(&error))?;
+    if let Some(set) = set {
+        data.pin(set.map(name)).map_err(|error| failed(&error))?;
+    }
+    Ok(data)
+}
+
+fn open(name: &'static str, set: &PinSet) -> Result<MapData, KernelError> {
+    MapData::from_pin(set.map(name)).map_err(|error| KernelError::Map { name, error: chain(&error) })
 }
 
 #[cfg(test)]

@@ -14,6 +14,8 @@ use tokio_util::task::TaskTracker;
 use galen_common::globals::RINGS_MAX;
 
 use super::KernelError;
+use super::load::chain;
+use super::pins::PinSet;
 
 /// A record is handed to this.
 pub trait Receive: FnMut(&[u8]) {}
@@ -43,21 +45,43 @@ pub struct Rings {
 }
 
 impl Rings {
-    /// Makes `count` rings of `bytes_each` bytes in `outer`; `failures` is one ring more.
+    /// Makes `count` rings of `bytes_each` bytes in `outer`; `failures` is one ring more. With a set, those that
+    /// are pinned there go on, and new ones are pinned.
     pub(super) fn create(
         outer: Map,
         failures: Map,
         count: u32,
         bytes_each: u32,
+        set: Option<&PinSet>,
     ) -> Result<Self, KernelError> {
+        if let Some(set) = set
+            && set.ring(0).exists()
+        {
+            return Self::open(outer, failures, count, set);
+        }
         let failed = |error: aya::maps::MapError| KernelError::Ring(error.to_string());
         let mut outer: ArrayOfMaps<MapData, MapData> = ArrayOfMaps::try_from(outer).map_err(failed)?;
         let mut rings = vec![RingBuf::try_from(failures).map_err(failed)?];
         for index in 0..count {
             let definition = aya_obj::Map::new_from_params(BPF_MAP_TYPE_RINGBUF as u32, 0, 0, bytes_each, 0);
             let data = MapData::create(definition, "EVENT_RING", None).map_err(failed)?;
+            if let Some(set) = set {
+                data.pin(set.ring(index)).map_err(|error| KernelError::Ring(chain(&error)))?;
+            }
             outer.set(index, &data, 0).map_err(failed)?;
             rings.push(RingBuf::try_from(Map::RingBuf(data)).map_err(failed)?);
+        }
+        Ok(Self { rings, next: 0, _outer: outer })
+    }
+
+    /// Opens the rings that are pinned in a set: each goes on where its last reader stopped.
+    pub(super) fn open(outer: Map, failures: Map, count: u32, set: &PinSet) -> Result<Self, KernelError> {
+        let failed = |error: aya::maps::MapError| KernelError::Ring(chain(&error));
+        let outer = ArrayOfMaps::try_from(outer).map_err(failed)?;
+        let mut rings = vec![RingBuf::try_from(failures).map_err(failed)?];
+        for index in 0..count {
+            let data = MapData::from_pin(set.ring(index)).map_err(failed)?;
+            rings.push(RingBuf::try_from(Map::from_map_data(data).map_err(failed)?).map_err(failed)?);
         }
         Ok(Self { rings, next: 0, _outer: outer })
     }

@@ -150,7 +150,7 @@ impl Book {
         now_mono: Duration,
     ) -> Self {
         let (counters, shards) = counters.map_or((None, 0), |(counters, shards)| (Some(counters), shards));
-        let Kept { ledger, kills, is_resumed } = kept;
+        let Kept { ledger, kills, is_resumed, .. } = kept;
         let oom_kills = OomKills::resume(kills, Arc::clone(&ledger));
         let fates = Fates::resume(ledger, oom_kills.told());
         let mut inner = Inner {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::config::{self, Config};
 use crate::event::{HealthState, Probe};
 use crate::kernel::cgroups::Hierarchies;
-use crate::kernel::{Core, Report, host};
+use crate::kernel::{Core, Pinning, Report, host};
 use crate::server::Readiness;
 
 /// The parts of a core, or why there is none.
@@ -55,7 +55,9 @@ impl LoadedCore {
 }
 
 pub(super) fn start_core(config: &Config, hierarchies: &Hierarchies) -> Result<Core, String> {
-    match Core::start(&config.kernel, &config.host, hierarchies) {
+    let pinning = Pinning { folder: &config.kernel.pin_dir, owner: &config.state_dir };
+    let pinning = (!config.kernel.pin_dir.as_os_str().is_empty()).then_some(pinning);
+    match Core::start(&config.kernel, &config.host, hierarchies, pinning) {
         Ok(core) => {
             for probe in core.report.iter() {
                 let name = probe.probe.name();

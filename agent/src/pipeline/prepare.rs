@@ -17,13 +17,12 @@ use crate::healing::policy::{PolicySet, Spec};
 use crate::identity::{Cgroups, OomFunctions, Processes};
 use crate::incidents::KernelLog;
 use crate::kernel::cgroups::Hierarchies;
+use crate::kernel::{Notes, Programs};
 use crate::privilege::capabilities::{self, BPF, Capabilities, DAC_READ_SEARCH, NET_BIND_SERVICE};
 use crate::privilege::links::Links;
 use crate::privilege::{self, Plan};
 use crate::server::LocalSocket;
 
-/// Where pins of the kernel side live.
-const PIN_DIR: &str = "/sys/fs/bpf/galen";
 /// What the C library's resolver and the reading of root certificates open. The files in `/etc` are replaced
 /// by renaming, and a rule for a file does not hold for its successor, so the folder is named.
 const FOR_NAMES: [&str; 7] = [
@@ -39,6 +38,8 @@ const FOR_NAMES: [&str; 7] = [
 /// An agent that observes already and has no tasks yet.
 pub struct Prepared {
     pub(super) lock: Option<File>,
+    /// For the next start.
+    pub(super) notes: Option<Notes>,
     pub(super) loaded: LoadedCore,
     pub(super) book: Arc<Book>,
     pub(super) hierarchies: Hierarchies,
@@ -83,10 +84,12 @@ pub fn prepare(config: &Config, config_file: Option<&Path>) -> Result<Prepared, 
     for lack in &confinement.lacks {
         tracing::warn!("privileges: {lack}");
     }
+    let mut kept = std::mem::take(&mut loaded.kept);
+    let notes = kept.notes.take();
     let book = Arc::new(Book::new(
         loaded.counters.take(),
         loaded.costs.take().map(|costs| Cost::new(costs, config.kernel.cost_budget)),
-        std::mem::take(&mut loaded.kept),
+        kept,
         Arc::clone(&loaded.report),
         (cgroups, processes),
         &config.kernel,
@@ -94,6 +97,7 @@ pub fn prepare(config: &Config, config_file: Option<&Path>) -> Result<Prepared, 
     ));
     Ok(Prepared {
         lock,
+        notes,
         loaded,
         book,
         hierarchies,
@@ -134,8 +138,13 @@ fn plan(config: &Config, config_file: Option<&Path>, policies: &PolicySet, loade
     Plan {
         keep,
         read: readable(config, config_file, policies),
-        write: vec![config.state_dir.clone(), PIN_DIR.into()],
+        write: vec![config.state_dir.clone()],
         remove: config.api.socket.parent().map(Path::to_path_buf).into_iter().collect(),
+        remove_all: loaded
+            .programs
+            .as_ref()
+            .is_some_and(Programs::are_pinned)
+            .then(|| config.kernel.pin_dir.clone()),
         ports: vec![config.listen.port()],
         programs: !config.healing.exec_allow.is_empty(),
     }
@@ -193,6 +202,12 @@ fn read_oom_functions(
     functions: &Arc<OnceLock<OomFunctions>>,
 ) -> Result<oneshot::Receiver<()>, StartError> {
     let (done, read) = oneshot::channel();
+    let noted = Notes::left_in(&config.kernel.pin_dir);
+    if let Some(found) = noted.and_then(|text| serde_json::from_slice(&text).ok()) {
+        let _ = functions.set(found);
+        let _ = done.send(());
+        return Ok(read);
+    }
     let opened = OomFunctions::open(&config.host.proc);
     let path = config.host.proc.join("kallsyms");
     let (functions, drop_all) = (Arc::clone(functions), config.privileges.drop);

@@ -1,7 +1,7 @@
 //! Starting the agent and ending it in order.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use serde_json::{Map, Value};
@@ -22,9 +22,11 @@ use crate::event::{Event, FaultSignal, WallTime};
 use crate::healing::audit::Audit;
 use crate::healing::policy::PolicySet;
 use crate::healing::{Ends, Healer, HealerClient};
+use crate::identity::OomFunctions;
 use crate::identity::cri::{self, Cri};
 use crate::incidents::{self, Incidents};
 use crate::input;
+use crate::kernel::{Notes, Programs};
 use crate::server::{Api, LocalSocket, Readiness, Server, State};
 use crate::sink::history::History;
 use crate::sink::metrics::Counters;
@@ -69,6 +71,8 @@ pub struct Options {
     pub reload_requests: mpsc::Receiver<()>,
     /// Ends the agent.
     pub shutdown: CancellationToken,
+    /// Told besides to leave nothing pinned.
+    pub unpin: CancellationToken,
 }
 
 /// Runs a prepared agent until it is told to end.
@@ -76,17 +80,29 @@ pub struct Options {
 /// # Errors
 /// [`StartError::Thread`].
 pub async fn run(options: Options, mut prepared: Prepared) -> Result<(), StartError> {
-    let Options { config, reload, reload_requests, shutdown } = options;
+    let Options { config, reload, reload_requests, shutdown, unpin } = options;
     let _lock = prepared.lock.take();
     let outputs = open_outputs(&config)?;
-    // Programs stay attached as long as this lives.
-    let _programs = prepared.loaded.programs.take();
+    // Programs stay attached as long as this lives, and those that are pinned longer.
+    let mut programs = prepared.loaded.programs.take();
     let incidents = start_incidents(&config, &mut prepared, &outputs.counters)?;
     let running = spawn_parts(&config, outputs, incidents, prepared, (reload, reload_requests), &shutdown);
     shutdown.cancelled().await;
     tracing::info!("ending");
     end_in_order(running).await;
+    if let Some(programs) = programs.as_mut().filter(|programs| programs.are_pinned()) {
+        leave_pins(programs, unpin.is_cancelled());
+    }
     Ok(())
+}
+
+fn leave_pins(programs: &mut Programs, unpin: bool) {
+    if unpin {
+        programs.unpin();
+        tracing::info!("nothing stays pinned, as the agent was ended by an interrupt");
+    } else {
+        tracing::info!("the kernel programs stay and count on; `galen agent --unpin` removes them");
+    }
 }
 
 /// Where everything goes that leaves the agent.
@@ -138,11 +154,12 @@ fn spawn_parts(
     config: &Config,
     outputs: Outputs,
     (incidents, incidents_ended): (Incidents, oneshot::Receiver<()>),
-    prepared: Prepared,
+    mut prepared: Prepared,
     (reload, reload_requests): (Reload, mpsc::Receiver<()>),
     shutdown: &CancellationToken,
 ) -> Running {
     let Outputs { node, history, counters, stdout, audit } = outputs;
+    let notes = prepared.notes.take();
     let Prepared { loaded, book, hierarchies, policies, links, oom_functions, symbols, socket, .. } =
         prepared;
     let printer = stdout.as_ref().map(Stdout::printer);
@@ -172,11 +189,12 @@ fn spawn_parts(
         tracing::warn!("changes to cgroups cannot be watched ({error}); they are read by the timer alone");
     }
     let blind = blind_to(&loaded, &config.kernel);
+    let functions = Arc::clone(&oom_functions);
     let drain = Drain {
         notify,
         hierarchy: Hierarchy::new(hierarchies, loaded.cgroup_changes),
         book: Arc::clone(&book),
-        enricher: Enricher::new(Arc::clone(&node), &config.host.proc, links, &book, oom_functions),
+        enricher: Enricher::new(Arc::clone(&node), &config.host.proc, links, &book, functions),
         outlet: Outlet::new(parts, config, blind, WallTime::now()),
         incidents,
         healing,
@@ -222,16 +240,30 @@ fn spawn_parts(
         tasks.spawn(serve_locally(socket, api.clone()));
     }
     tasks.spawn(listen(config.listen, api, shutdown.clone()));
-    tasks.spawn(async move {
-        // Until then the scope of an OOM kill is unknown. What went wrong with it is said there.
-        let _ = symbols.await;
-        readiness.send_replace(ready);
-    });
+    tasks.spawn(become_ready(readiness, ready, symbols, oom_functions, notes));
     let reloading =
         Reloading { reload, rules, healer: healer.client(), healing_mode, started: config.clone() };
     tasks.spawn(healer.join());
     tasks.spawn(follow_reloads(reloading, reload_requests, shutdown.clone()));
     Running { tasks, drain_end, drained, stdout, incidents_ended }
+}
+
+/// Waits for the addresses of kernel functions, and notes them for the next start: until then the scope of an
+/// OOM kill is unknown. What went wrong with it is said there.
+async fn become_ready(
+    readiness: watch::Sender<Readiness>,
+    ready: Readiness,
+    symbols: oneshot::Receiver<()>,
+    oom_functions: Arc<OnceLock<OomFunctions>>,
+    notes: Option<Notes>,
+) {
+    if symbols.await.is_ok()
+        && let (Some(mut notes), Some(functions)) = (notes, oom_functions.get())
+        && let Ok(text) = serde_json::to_vec(functions)
+    {
+        notes.leave(&text);
+    }
+    readiness.send_replace(ready);
 }
 
 /// Ends what runs, each part by a deadline, and says what is still to be said.

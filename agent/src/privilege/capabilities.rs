@@ -23,7 +23,7 @@ pub const SYSLOG: Capabilities = Capabilities(1 << 34);
 /// Listening on ports below 1024.
 pub const NET_BIND_SERVICE: Capabilities = Capabilities(1 << 10);
 /// Stood for [`BPF`] and [`PERFMON`] before Linux 5.8, and still includes both.
-const SYS_ADMIN: Capabilities = Capabilities(1 << 21);
+pub const SYS_ADMIN: Capabilities = Capabilities(1 << 21);
 /// Taking capabilities from the bounding set.
 const SETPCAP: Capabilities = Capabilities(1 << 8);
 

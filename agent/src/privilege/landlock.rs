@@ -4,7 +4,7 @@
 //! the capabilities; `cgroup`, `stat`, `status` and `mountinfo` can be read. So descriptors are looked at by
 //! [`super::links`]. Connecting is not restricted: a policy that is loaded later may name any port.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ::landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, LandlockStatus, NetPort,
@@ -68,9 +68,17 @@ fn try_restrict(plan: &Plan) -> Result<::landlock::RestrictionStatus, RulesetErr
         .handle_access(AccessNet::BindTcp)?
         .scope(Scope::AbstractUnixSocket | Scope::Signal)?
         .create()?;
-    for (paths, access) in
-        [(&plan.read, read), (&plan.write, write), (&plan.remove, AccessFs::RemoveFile.into())]
-    {
+    let inside: Vec<PathBuf> = plan.remove_all.iter().cloned().collect();
+    let around: Vec<PathBuf> =
+        inside.iter().filter_map(|folder| Some(folder.parent()?.to_path_buf())).collect();
+    for (paths, access) in [
+        (&plan.read, read),
+        (&plan.write, write),
+        (&plan.remove, AccessFs::RemoveFile.into()),
+        (&inside, AccessFs::RemoveFile | AccessFs::RemoveDir | AccessFs::ReadDir),
+        // A folder is removed from the one that it is in, and only when it is empty.
+        (&around, AccessFs::RemoveDir.into()),
+    ] {
         for path in paths {
             if let Some(rule) = below(path, access) {
                 rules = rules.add_rule(rule)?;

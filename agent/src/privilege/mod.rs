@@ -29,6 +29,8 @@ pub struct Plan {
     pub write: Vec<PathBuf>,
     /// Folders from which files are removed, and no more.
     pub remove: Vec<PathBuf>,
+    /// A folder that is removed with all that is in it, and no more.
+    pub remove_all: Option<PathBuf>,
     /// TCP ports that may be listened on.
     pub ports: Vec<u16>,
     /// Whether programs are run. They inherit what is restricted here, and none of it fits them.

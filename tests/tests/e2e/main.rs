@@ -24,6 +24,7 @@ mod lifecycle;
 mod many_cgroups;
 mod oom_kill;
 mod output;
+mod pins;
 mod privilege;
 mod prometheus;
 mod reload;

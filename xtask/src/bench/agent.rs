@@ -80,9 +80,20 @@ impl Agent {
     }
 
     /// Stops it in order, and takes out of the kernel what it may have pinned there.
-    pub(super) fn stop(mut self) -> Result<()> {
-        process::end(&mut self.child, libc::SIGTERM, "the agent", STOP_LIMIT)?;
+    pub(super) fn stop(self) -> Result<()> {
+        self.end()?;
         unpin()
+    }
+
+    /// Stops it in order; what it has pinned goes on.
+    pub(super) fn end(mut self) -> Result<()> {
+        process::end(&mut self.child, libc::SIGTERM, "the agent", STOP_LIMIT)
+    }
+
+    /// Kills it; what it has pinned goes on.
+    pub(super) fn crash(mut self) -> Result<()> {
+        self.child.kill().context("cannot kill the agent")?;
+        self.child.wait().context("cannot wait for the agent").map(drop)
     }
 }
 
@@ -97,7 +108,7 @@ impl Drop for Agent {
 }
 
 /// Programs that stay pinned would run on in rounds that measure the host without them.
-fn unpin() -> Result<()> {
+pub(super) fn unpin() -> Result<()> {
     let mut command = Command::new(paths::galen(paths::Profile::Release));
     command.args(["agent", "--unpin", "--config"]).arg(configuration(Options::default())?);
     child::output(&mut command).map(drop)

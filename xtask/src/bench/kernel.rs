@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use super::agent::{Agent, Options, sum};
 use super::bpftrace::Bpftrace;
 use super::rounds::{self, LOADS};
-use super::{Better, Row, http, oom, process, workload};
+use super::{Better, Row, http, oom, process, restart, workload};
 use crate::paths::{self, Profile};
 use crate::{build, host, process as child, setup};
 
@@ -22,10 +22,22 @@ struct Effort {
     kills: usize,
     idle: Duration,
     ring_s: u64,
+    /// Of each kind.
+    starts: usize,
+    /// Over restarts.
+    writes: u64,
 }
 
-const FULL: Effort = Effort { rounds: 7, kills: 100, idle: Duration::from_secs(20), ring_s: 3 };
-const QUICK: Effort = Effort { rounds: 3, kills: 20, idle: Duration::from_secs(6), ring_s: 1 };
+const FULL: Effort = Effort {
+    rounds: 7,
+    kills: 100,
+    idle: Duration::from_secs(20),
+    ring_s: 3,
+    starts: 200,
+    writes: 10_000_000,
+};
+const QUICK: Effort =
+    Effort { rounds: 3, kills: 20, idle: Duration::from_secs(6), ring_s: 1, starts: 20, writes: 2_000_000 };
 
 pub(super) fn run(quick: bool) -> Result<Vec<Row>> {
     if !child::is_root() {
@@ -57,6 +69,9 @@ fn measure(effort: &Effort, bpftrace: Option<&Path>) -> Result<Vec<Row>> {
     rows.extend(oom::rows(effort.kills, bpftrace)?);
     eprintln!("bench: starts, memory, idle");
     rows.extend(Row::of("start_ready_ms", "ms", Better::Lower, &rounds.start_ms).map(|row| row.goal(100.0)));
+    rows.extend(restart::start_rows(effort.starts)?);
+    eprintln!("bench: {} writes over restarts", effort.writes);
+    rows.extend(restart::exactness_row(effort.writes)?);
     rows.extend(resource_rows(effort, bpftrace)?);
     rows.extend(size_row(&paths::galen(Profile::Release))?);
     Ok(rows)

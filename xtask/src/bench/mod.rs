@@ -9,6 +9,7 @@ mod http;
 mod kernel;
 mod oom;
 mod process;
+mod restart;
 mod rounds;
 mod stats;
 mod workload;

@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Median and 99th percentile over a number of kills.
 pub(super) fn rows(kills: usize, bpftrace: Option<&Path>) -> Result<Vec<Row>> {
-    let cgroup = Cgroup::create()?;
+    let cgroup = Cgroup::create("oom", Some(LIMIT_BYTES))?;
     let mut agent = Agent::start(Options { events: true, ..Options::default() })?;
     let lines = lines(agent.events.take().ok_or_else(|| anyhow!("the agent has no output"))?);
     let ours = delays(kills, &cgroup, |pid| galen_delay(&lines, pid))?;
@@ -130,35 +130,41 @@ fn days_since_epoch(year: i64, month: i64, day: i64) -> i64 {
     year * 365 + leap_days + day_of_year - 719_468
 }
 
-/// A memory cgroup with a small limit, in whichever hierarchy this host has.
-struct Cgroup {
-    path: PathBuf,
+/// A memory cgroup, in whichever hierarchy this host has.
+pub(super) struct Cgroup {
+    /// Its folder.
+    pub(super) path: PathBuf,
 }
 
 impl Cgroup {
-    fn create() -> Result<Self> {
+    pub(super) fn create(what: &str, limit_bytes: Option<u64>) -> Result<Self> {
         let mounts = fs::read_to_string("/proc/self/mounts").context("cannot read /proc/self/mounts")?;
         let v1 = mount_of(&mounts, |kind, options| {
             kind == "cgroup" && options.split(',').any(|word| word == "memory")
         });
         let (root, limits) = match (v1, mount_of(&mounts, |kind, _| kind == "cgroup2")) {
-            (Some(root), _) => (root, vec![("memory.limit_in_bytes", LIMIT_BYTES)]),
+            (Some(root), _) => (root, vec![("memory.limit_in_bytes", limit_bytes)]),
             (None, Some(root)) => {
                 write(&root.join("cgroup.subtree_control"), "+memory")?;
-                (root, vec![("memory.swap.max", 0), ("memory.max", LIMIT_BYTES)])
+                (root, vec![("memory.swap.max", limit_bytes.map(|_| 0)), ("memory.max", limit_bytes)])
             }
             (None, None) => bail!("no memory cgroup: neither hierarchy is mounted"),
         };
-        let cgroup = Self { path: root.join(format!("galen-bench-{}", std::process::id())) };
+        let cgroup = Self { path: root.join(format!("galen-bench-{what}-{}", std::process::id())) };
         fs::create_dir(&cgroup.path).with_context(|| format!("cannot create {}", cgroup.path.display()))?;
         for (file, value) in limits {
             let file = cgroup.path.join(file);
             // A kernel without swap has no limit for it.
-            if file.exists() {
+            if let Some(value) = value.filter(|_| file.exists()) {
                 write(&file, &value.to_string())?;
             }
         }
         Ok(cgroup)
+    }
+
+    /// What the agent calls it.
+    pub(super) fn name(&self) -> String {
+        format!("/{}", self.path.file_name().unwrap_or_default().to_string_lossy())
     }
 }
 

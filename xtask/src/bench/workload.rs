@@ -37,7 +37,8 @@ pub(super) fn spawn(arguments: &[&str]) -> Result<Child> {
     command.spawn().with_context(|| format!("cannot start `{}`", process::describe(&command)))
 }
 
-fn command(directory: &Path, arguments: &[&str]) -> Command {
+/// A load that is not started yet.
+pub(super) fn command(directory: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(paths::workload());
     command.current_dir(directory).args(arguments);
     command
