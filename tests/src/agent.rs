@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::command::{self, Finished, galen};
+use crate::command::{self, Finished, galen, galen_at};
 use crate::confine::Confine;
 use crate::http::{self, Answer};
 use crate::lines::Lines;
@@ -39,6 +39,7 @@ pub struct Start {
     yaml: String,
     state_dir: Option<PathBuf>,
     pin_dir: PathBuf,
+    binary: Option<PathBuf>,
     arguments: Vec<String>,
     reader: Reader,
     nobody: bool,
@@ -54,6 +55,7 @@ impl Start {
             yaml: yaml.to_owned(),
             state_dir: None,
             pin_dir: PathBuf::new(),
+            binary: None,
             arguments: Vec::new(),
             reader: Reader::Takes,
             nobody: false,
@@ -73,6 +75,13 @@ impl Start {
     #[must_use]
     pub fn pin_dir(mut self, folder: &Path) -> Self {
         self.pin_dir = folder.to_path_buf();
+        self
+    }
+
+    /// Another binary than the one that is tested.
+    #[must_use]
+    pub fn binary(mut self, binary: &Path) -> Self {
+        self.binary = Some(binary.to_path_buf());
         self
     }
 
@@ -176,7 +185,7 @@ impl Start {
         let state = self.state_dir.clone().unwrap_or_else(|| folder.path().join("state"));
         let config = folder.path().join("galen.yaml");
         fs::write(&config, format!("state_dir: {}\n{}", state.display(), self.yaml))?;
-        let mut command = galen()?;
+        let mut command = self.binary.as_deref().map_or_else(galen, |binary| Ok(galen_at(binary)))?;
         if self.nobody {
             // The build's folder and the temporary one are root's own.
             let binary = folder.path().join("galen");

@@ -1,6 +1,6 @@
 //! Running the binaries under test to their end.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -66,7 +66,13 @@ fn binary(variable: &str, name: &str) -> Result<PathBuf> {
 /// # Errors
 /// It is not there.
 pub fn galen() -> Result<Command> {
-    let mut command = Command::new(galen_path()?);
+    Ok(galen_at(&galen_path()?))
+}
+
+/// As [`galen`], with another binary.
+#[must_use]
+pub fn galen_at(binary: &Path) -> Command {
+    let mut command = Command::new(binary);
     for (name, _) in std::env::vars_os() {
         if name.as_encoded_bytes().starts_with(b"GALEN_") {
             command.env_remove(name);
@@ -74,7 +80,7 @@ pub fn galen() -> Result<Command> {
     }
     // Two agents on one machine have two folders of pins, and most tests want none.
     command.env("GALEN_KERNEL_PIN_DIR", "").env("NO_COLOR", "1").stdin(Stdio::null());
-    Ok(command)
+    command
 }
 
 /// Runs `command` to its end.

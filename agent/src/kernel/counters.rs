@@ -16,7 +16,7 @@ use galen_common::tcp_connect::ConnectStats;
 use super::KernelError;
 use super::batch::WholeMap;
 use super::destinations::{Destinations, Places};
-use super::ledger::{Cell, Ledger};
+use super::ledger::{Cell, Kept, Ledger};
 use super::report::{Histogram, ProgramTotals};
 use super::wire::{FateCounts, Wire};
 use crate::input;
@@ -88,11 +88,11 @@ impl KernelFates {
 }
 
 impl Counters {
-    /// Takes the maps that `source` hands out by name.
+    /// Takes the maps that `source` hands out by name; `kept` comes with them.
     pub(super) fn take(
         source: &mut impl FnMut(&'static str) -> Result<Map, KernelError>,
         places: Places,
-        ledger: Arc<Ledger>,
+        kept: &Kept,
     ) -> Result<Self, KernelError> {
         Ok(Self {
             fates: take(source, map_names::FATES)?,
@@ -102,8 +102,8 @@ impl Counters {
             files: WholeMap::new(map_names::TOUCHED_FILES, source(map_names::TOUCHED_FILES)?)?,
             oom_kills_lost: take(source, map_names::OOM_KILLS_LOST)?,
             programs: Vec::new(),
-            destinations: Destinations::take(source, places)?,
-            ledger,
+            destinations: Destinations::take(source, places, kept.is_resumed)?,
+            ledger: Arc::clone(&kept.ledger),
         })
     }
 

@@ -7,7 +7,6 @@
 //! or counted for another.
 
 use std::collections::HashSet;
-use std::time::Duration;
 
 use aya::maps::{Array, Map, MapData, MapError, Queue};
 use galen_common::histogram::{MAX_POWER, bucket_range_ns, bucket_up_to};
@@ -52,9 +51,6 @@ impl Places {
     }
 }
 
-/// Longer than any program runs.
-const GRACE: Duration = Duration::from_millis(10);
-
 /// The maps that count by destination.
 pub struct Destinations {
     places: Places,
@@ -63,6 +59,8 @@ pub struct Destinations {
     free: Queue<MapData, u32>,
     /// Places that were taken away and are not given to others yet.
     leaving: Vec<u32>,
+    /// Whether an earlier process has used the maps, and it is not known yet which places it had taken away.
+    is_inherited: bool,
 }
 
 /// One reading.
@@ -168,10 +166,11 @@ const NOTHING: DestinationStats = DestinationStats {
 
 impl Destinations {
     /// Takes the maps that `source` hands out by name. Where an earlier process has used them, its destinations keep
-    /// their places, and what is in no destination's hands is free.
+    /// their places.
     pub(super) fn take(
         source: &mut impl FnMut(&'static str) -> Result<Map, KernelError>,
         places: Places,
+        is_inherited: bool,
     ) -> Result<Self, KernelError> {
         let mut own = Self {
             places,
@@ -179,26 +178,38 @@ impl Destinations {
             stats: take(source, map_names::DESTINATION_STATS)?,
             free: take(source, map_names::DESTINATION_PLACES)?,
             leaving: Vec::new(),
+            is_inherited,
         };
-        let mut is_used = own.take_all_free()?;
-        let mut used = own.used()?;
-        if is_used || !used.is_empty() {
-            // Without free places the programs give none away; one that was about to do so has done it by then.
-            std::thread::sleep(GRACE);
-            is_used = true;
-            own.take_all_free()?;
-            used = own.used()?;
-        }
-        for place in (DESTINATION_FIRST..).take(places.max as usize) {
-            if used.contains(&place) {
-                continue;
+        if !is_inherited {
+            for place in own.all() {
+                own.give(place)?;
             }
-            if is_used && own.at(place)?.total() > 0 {
-                own.clear(place)?;
-            }
-            own.give(place)?;
         }
         Ok(own)
+    }
+
+    fn all(&self) -> impl Iterator<Item = u32> + use<> {
+        (DESTINATION_FIRST..).take(self.places.max as usize)
+    }
+
+    /// Finds the places that an earlier process had taken away and given to nobody when it ended: those that are
+    /// neither free nor in use. Done at the first reading, as it takes two calls for each place, and a start should
+    /// not wait for them.
+    fn inherit(&mut self) -> Result<(), KernelError> {
+        if !self.is_inherited {
+            return Ok(());
+        }
+        let (free, taken) = self.pop_all();
+        // Given back at once: until then new destinations have no place of their own.
+        for place in &free {
+            self.give(*place)?;
+        }
+        taken?;
+        // A place that a program took just before is in use by now.
+        let used = self.used()?;
+        self.leaving.extend(self.all().filter(|place| !free.contains(place) && !used.contains(place)));
+        self.is_inherited = false;
+        Ok(())
     }
 
     fn used(&self) -> Result<HashSet<u32>, KernelError> {
@@ -209,15 +220,15 @@ impl Destinations {
         Ok(used)
     }
 
-    /// Empties the queue of free places; whether there were any.
-    fn take_all_free(&mut self) -> Result<bool, KernelError> {
-        let mut any = false;
+    /// Empties the queue of free places.
+    fn pop_all(&mut self) -> (HashSet<u32>, Result<(), KernelError>) {
+        let mut free = HashSet::new();
         loop {
             match self.free.pop(0) {
-                Ok(_) => any = true,
-                Err(MapError::ElementNotFound) => return Ok(any),
-                Err(error) => return Err(map_failed(map_names::DESTINATION_PLACES)(error)),
-            }
+                Ok(place) => free.insert(place),
+                Err(MapError::ElementNotFound) => return (free, Ok(())),
+                Err(error) => return (free, Err(map_failed(map_names::DESTINATION_PLACES)(error))),
+            };
         }
     }
 
@@ -235,7 +246,8 @@ impl Destinations {
     ///
     /// # Errors
     /// When the kernel refuses to hand out a map's values.
-    pub fn read(&self) -> Result<DestinationReading, KernelError> {
+    pub fn read(&mut self) -> Result<DestinationReading, KernelError> {
+        self.inherit()?;
         let mut reading = DestinationReading { other: self.at(DESTINATION_OTHER)?, ..Default::default() };
         reading.without_room = reading.other.total();
         for place in self.leaving.iter().copied().chain([DESTINATION_RETIRED]) {
@@ -267,6 +279,10 @@ impl Destinations {
     /// # Errors
     /// When the kernel refuses; what was not done is done by a later call.
     pub fn retire(&mut self, gone: &[DestinationKey]) -> Result<(), KernelError> {
+        self.inherit()?;
+        // Of what an earlier process left, a program that was interrupted may have put one into use.
+        let used = if self.leaving.is_empty() { HashSet::new() } else { self.used()? };
+        self.leaving.retain(|place| !used.contains(place));
         while let Some(place) = self.leaving.last().copied() {
             self.clear(place)?;
             self.leaving.pop();

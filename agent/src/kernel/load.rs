@@ -196,12 +196,17 @@ impl Core {
         place: &Place,
         old: Option<Found>,
     ) -> Result<(Self, PinSet), String> {
-        let set = place.begin()?;
+        let mut set = place.begin()?;
         let mut continues = false;
         if let Some(old) = &old {
             match set.inherit(old) {
                 Ok(()) => continues = true,
-                Err(reason) => tracing::warn!("counters start anew: {reason}"),
+                Err(reason) => {
+                    tracing::warn!("counters start anew: {reason}");
+                    // Some maps of one set and some of another would not fit together.
+                    set.remove();
+                    set = place.begin()?;
+                }
             }
         }
         // Closed before the old set is removed, or it would stay attached.
@@ -276,7 +281,7 @@ impl Core {
         let (outer, failures) = (take(map_names::EVENT_RINGS)?, take(map_names::FAILURE_RING)?);
         let oom_ring = OomRing::create(take(map_names::OOM_RING)?)?;
         let introduction = Introduction::make(take(map_names::RUNTIME)?, host::own_pid(&host.proc))?;
-        let mut counters = Counters::take(&mut take, shape.places, Arc::clone(&kept.ledger))?;
+        let mut counters = Counters::take(&mut take, shape.places, &kept)?;
         counters.prepare(u64::from(shape.shards))?;
         let mut changes = CgroupChanges::open(&mut take)?;
         let costs = Costs::take(&mut take, shape.cpus)?;
@@ -336,7 +341,7 @@ impl Core {
         let kept = Kept::open_or_create(Some(&set))?;
         let (outer, failures) = (open(map_names::EVENT_RINGS)?, open(map_names::FAILURE_RING)?);
         let oom_ring = OomRing::create(open(map_names::OOM_RING)?)?;
-        let mut counters = Counters::take(&mut open, shape.places, Arc::clone(&kept.ledger))?;
+        let mut counters = Counters::take(&mut open, shape.places, &kept)?;
         let mut cgroup_changes = CgroupChanges::open(&mut open)?;
         let costs = Costs::take(&mut open, shape.cpus)?;
         let introduction = Introduction::make(open(map_names::RUNTIME)?, host::own_pid(&host.proc))?;

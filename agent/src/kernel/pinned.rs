@@ -12,6 +12,8 @@ use std::path::Path;
 /// `BPF_OBJ_PIN` and `BPF_OBJ_GET` (include/uapi/linux/bpf.h).
 const OBJ_PIN: libc::c_long = 6;
 const OBJ_GET: libc::c_long = 7;
+/// `BPF_OBJ_GET_INFO_BY_FD`, of the same enumeration.
+const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 
 /// The attributes of both commands (`union bpf_attr`).
 #[repr(C)]
@@ -19,6 +21,14 @@ struct ObjAttr {
     pathname: u64,
     bpf_fd: u32,
     file_flags: u32,
+}
+
+/// The attributes of asking for what an object is (`info` in `union bpf_attr`).
+#[repr(C)]
+struct InfoAttr {
+    bpf_fd: u32,
+    info_len: u32,
+    info: u64,
 }
 
 fn call(command: libc::c_long, path: &Path, fd: i32) -> io::Result<i32> {
@@ -44,6 +54,22 @@ pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
 /// The kernel's number of the map, program or link behind a descriptor. No two objects of a kind have the same
 /// until the system is booted again.
 pub(super) fn id(object: BorrowedFd<'_>) -> Option<u32> {
+    // The number is the second member of what is told of each kind (`struct bpf_map_info`, `bpf_prog_info`,
+    // `bpf_link_info`), and no more than there is room for is told.
+    let mut info = [0_u32; 2];
+    let mut attr = InfoAttr {
+        bpf_fd: object.as_raw_fd().unsigned_abs(),
+        info_len: u32::try_from(size_of_val(&info)).unwrap_or(0),
+        info: info.as_mut_ptr() as u64,
+    };
+    // SAFETY: the kernel writes at most `info_len` bytes to `info`, which outlives the call.
+    let done =
+        unsafe { libc::syscall(libc::SYS_bpf, OBJ_GET_INFO_BY_FD, &raw mut attr, size_of::<InfoAttr>()) };
+    if done == 0 && info[1] != 0 { Some(info[1]) } else { id_in_text(object) }
+}
+
+/// The same from procfs: Linux 5.7 tells nothing of links in the other way.
+fn id_in_text(object: BorrowedFd<'_>) -> Option<u32> {
     // Of a program that a link holds both numbers are told; a link's own comes last.
     let text =
         crate::input::read_text(Path::new(&format!("/proc/self/fdinfo/{}", object.as_raw_fd()))).ok()?;

@@ -394,7 +394,9 @@ pub fn look(folder: &Path) -> Result<String, String> {
     Ok(match newest.open() {
         Ok(found) => {
             let links = found.objects.keys().filter(|name| name.starts_with("link_")).count();
-            format!("{links} attachments and their counters at {at}, in use by {user}")
+            format!(
+                "{links} attachments and their counters at {at}, in use by {user}; `galen agent --unpin` removes them"
+            )
         }
         Err(why) => format!("replaced at the next start: {why}"),
     })

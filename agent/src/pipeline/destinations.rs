@@ -40,7 +40,7 @@ impl DestinationBook {
     /// What the destinations stand at.
     pub(super) fn read(
         &mut self,
-        counters: &Counters,
+        counters: &mut Counters,
         now_mono: Duration,
     ) -> Result<DestinationsTotals, KernelError> {
         if !counters.destinations.are_counted() {

@@ -28,6 +28,7 @@ mod pins;
 mod privilege;
 mod prometheus;
 mod reload;
+mod restarts;
 mod signals;
 mod subscribers;
 mod tcp_connect;

@@ -18,17 +18,17 @@ use tempfile::TempDir;
 use super::flood::settles;
 
 /// A folder of pins and a state folder, on which agents run one after the other.
-struct Place {
-    pins: PinDir,
-    state: TempDir,
+pub(super) struct Place {
+    pub(super) pins: PinDir,
+    pub(super) state: TempDir,
 }
 
 impl Place {
-    fn new() -> Result<Self> {
+    pub(super) fn new() -> Result<Self> {
         Ok(Self { pins: PinDir::new(), state: TempDir::with_prefix("galen-test-")? })
     }
 
-    fn agent(&self, yaml: &str) -> Result<Agent> {
+    pub(super) fn agent(&self, yaml: &str) -> Result<Agent> {
         let agent = Start::with(yaml).state_dir(self.state.path()).pin_dir(self.pins.path()).start()?;
         agent.wait_ready()?;
         Ok(agent)
@@ -44,13 +44,13 @@ impl Place {
 }
 
 /// A configuration under which writes are counted between two agents.
-fn counting_on() -> Result<&'static str> {
+pub(super) fn counting_on() -> Result<&'static str> {
     Ok(if counting_on_with("auto")? { "" } else { "kernel: { variant: tp_btf }\n" })
 }
 
 /// Whether writes are counted between two agents with this kind of hook: before Linux 5.15 no pin holds a classic
 /// tracepoint or a kprobe.
-fn counting_on_with(variant: &str) -> Result<bool> {
+pub(super) fn counting_on_with(variant: &str) -> Result<bool> {
     let place = Place::new()?;
     place.agent(&format!("kernel: {{ variant: {variant} }}\n"))?.stop()?;
     let set = place.pins.path().join("1");
@@ -84,15 +84,15 @@ fn nothing_is_left(before: &[BTreeSet<u32>; 3]) -> Result<()> {
     })
 }
 
-fn writes(agent: &Agent, cgroup: &Cgroup, number: u64) -> Result<()> {
+pub(super) fn writes(agent: &Agent, cgroup: &Cgroup, number: u64) -> Result<()> {
     agent.metric_becomes("galen_file_writes_total", &[("cgroup", &cgroup.path())], number)
 }
 
-fn connects(agent: &Agent, cgroup: &Cgroup, number: u64) -> Result<()> {
+pub(super) fn connects(agent: &Agent, cgroup: &Cgroup, number: u64) -> Result<()> {
     agent.metric_becomes("galen_tcp_connects_total", &[("cgroup", &cgroup.path())], number)
 }
 
-fn path(folder: &Path, name: &str) -> Result<String> {
+pub(super) fn path(folder: &Path, name: &str) -> Result<String> {
     Ok(folder.join(name).to_str().context("UTF-8")?.to_owned())
 }
 
