@@ -96,19 +96,19 @@ pub(super) enum Loaded {
 /// A set of pins that is in use, and the lock on its folder.
 struct Pinned {
     set: PinSet,
-    _place: Place,
+    place: Place,
 }
 
 impl Programs {
     /// Whether programs and maps stay when the process ends.
     #[must_use]
     pub fn are_pinned(&self) -> bool {
-        self.pinned.is_some()
+        self.pinned.as_ref().is_some_and(|pinned| pinned.place.is_there())
     }
 
     /// Removes the pins, so that nothing stays.
     pub fn unpin(&mut self) {
-        if let Some(pinned) = self.pinned.take() {
+        if let Some(pinned) = self.pinned.take().filter(|pinned| pinned.place.is_there()) {
             pinned.set.remove_with_folder();
         }
     }
@@ -165,7 +165,7 @@ impl Core {
                 Ok(mut core) => {
                     place.keep_only(&set);
                     tracing::info!("what an earlier agent pinned goes on, and nothing had to be loaded");
-                    core.programs.pinned = Some(Pinned { set, _place: place });
+                    core.programs.pinned = Some(Pinned { set, place });
                     return Ok(core);
                 }
                 Err(error) => tracing::warn!("what is pinned is replaced, and counters start anew: {error}"),
@@ -173,7 +173,7 @@ impl Core {
         }
         match Self::replace(kernel, host, &shape, pinning, &place, found) {
             Ok((mut core, set)) => {
-                core.programs.pinned = Some(Pinned { set, _place: place });
+                core.programs.pinned = Some(Pinned { set, place });
                 Ok(core)
             }
             Err(reason) => {

@@ -13,6 +13,7 @@ use std::fs::{self, DirBuilder, File, TryLockError};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use aya::maps::{Array, Map, MapData};
 use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_ARRAY;
@@ -27,6 +28,11 @@ const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 const MANIFEST: &str = "manifest";
 /// Bytes that a manifest may have.
 const MANIFEST_BYTES: usize = 32 * 1024;
+
+/// How often the lock is tried: a doctor that looks who holds it, or an agent whose end the kernel is not done
+/// with, has it for an instant.
+const TRIES: u32 = 10;
+const BETWEEN_TRIES: Duration = Duration::from_millis(5);
 
 /// Where pins are, and whose.
 #[derive(Clone, Copy, Debug)]
@@ -74,7 +80,7 @@ impl Manifest {
 /// The folder, held.
 pub(super) struct Place {
     folder: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 /// A complete set.
@@ -110,13 +116,28 @@ impl Place {
             Err(_) => make(folder)?,
         }
         let lock = File::open(folder).map_err(|error| format!("{at} cannot be opened: {error}"))?;
-        match lock.try_lock() {
-            Ok(()) => Ok(Self { folder: folder.to_path_buf(), _lock: lock }),
-            Err(TryLockError::WouldBlock) => Err(format!(
-                "another agent uses {at}: give this one a `kernel.pin_dir` of its own, or \"\" for none"
-            )),
-            Err(TryLockError::Error(error)) => Err(format!("{at} cannot be locked: {error}")),
+        let mut tries = 1;
+        loop {
+            match lock.try_lock() {
+                Ok(()) => return Ok(Self { folder: folder.to_path_buf(), lock }),
+                Err(TryLockError::WouldBlock) if tries < TRIES => {
+                    tries += 1;
+                    std::thread::sleep(BETWEEN_TRIES);
+                }
+                Err(TryLockError::WouldBlock) => {
+                    return Err(format!(
+                        "another agent uses {at}: give this one a `kernel.pin_dir` of its own, or \"\" for none"
+                    ));
+                }
+                Err(TryLockError::Error(error)) => return Err(format!("{at} cannot be locked: {error}")),
+            }
         }
+    }
+
+    /// Whether the folder that is held is still the one at its path, and not removed or another agent's.
+    pub(super) fn is_there(&self) -> bool {
+        let (held, there) = (self.lock.metadata(), fs::symlink_metadata(&self.folder));
+        held.is_ok_and(|held| there.is_ok_and(|there| (there.dev(), there.ino()) == (held.dev(), held.ino())))
     }
 
     /// The newest complete set; `None` when there is nothing at all.
@@ -324,6 +345,12 @@ fn numbers(folder: &Path) -> Vec<u64> {
     numbers
 }
 
+/// Whether an agent holds the folder.
+#[allow(clippy::needless_pass_by_value, reason = "it is closed at once, so that no agent finds it locked")]
+fn is_locked(folder: File) -> bool {
+    matches!(folder.try_lock(), Err(TryLockError::WouldBlock))
+}
+
 /// What was removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Removed {
@@ -346,11 +373,8 @@ pub fn unpin(folder: &Path) -> Result<Option<Removed>, (PathBuf, std::io::Error)
         let is_absent = error.kind() == std::io::ErrorKind::NotFound;
         return if is_absent { Ok(None) } else { Err((folder.to_path_buf(), error)) };
     }
-    let lock = File::open(folder).ok();
-    let mut removed = Removed {
-        in_use: lock.as_ref().is_some_and(|lock| matches!(lock.try_lock(), Err(TryLockError::WouldBlock))),
-        ..Removed::default()
-    };
+    let in_use = File::open(folder).is_ok_and(is_locked);
+    let mut removed = Removed { in_use, ..Removed::default() };
     remove_all(folder, &mut removed)?;
     Ok(Some(removed))
 }
@@ -388,7 +412,7 @@ pub fn look(folder: &Path) -> Result<String, String> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(format!("none yet at {at}")),
         Err(error) => return Err(format!("{at} cannot be read: {error}")),
     };
-    let in_use = matches!(lock.try_lock(), Err(TryLockError::WouldBlock));
+    let in_use = is_locked(lock);
     let Some(newest) = PinSet::newest(folder) else { return Ok(format!("none at {at}")) };
     let user = if in_use { "a running agent" } else { "no agent at the moment" };
     Ok(match newest.open() {

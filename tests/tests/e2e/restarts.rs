@@ -203,13 +203,11 @@ fn destinations_go_on_and_no_place_is_lost_by_a_crash() -> Result<()> {
     agent.log("nothing had to be loaded")?;
     let after = agent.metrics()?.sum(CONNECTS, &[("destination", "other")]);
     ensure!(after >= other, "other fell from {other} to {after}");
-    let mut hosts = 20..240_u8;
+    // Connected to again and again, so that none of them gives its place away.
     eventually(SOON, "five destinations to find places", || {
-        let first = hosts.next().context("no more addresses to try")?;
-        hosts.nth(3);
-        connect(first..first + 5)?;
+        connect(20..25)?;
         let metrics = agent.metrics()?;
-        let places = own(&metrics, first..first + 5);
+        let places = own(&metrics, 20..25);
         let now = metrics.sum(CONNECTS, &[("destination", "other")]);
         ensure!(now >= after, "other fell from {after} to {now}");
         Ok(if places == 5 { Look::Done(()) } else { Look::NotYet(format!("{places} of 5")) })
