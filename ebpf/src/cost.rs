@@ -9,12 +9,17 @@ use galen_common::cost::{MEASURED_ONE_OF_JIFFIES, Part, sampling};
 
 use crate::emit::{Lane, add};
 use crate::maps::{COSTS, SAMPLING};
+use crate::read::Zero;
 
 /// When a part began, nanoseconds; 0 when this run is not measured.
 #[inline(always)]
 pub fn begin() -> u64 {
     // SAFETY: the helpers have no conditions.
-    unsafe { if bpf_jiffies64() & (MEASURED_ONE_OF_JIFFIES - 1) == 0 { bpf_ktime_get_ns() } else { 0 } }
+    let (jiffies, began) = unsafe {
+        let jiffies = bpf_jiffies64();
+        (jiffies, if jiffies & (MEASURED_ONE_OF_JIFFIES - 1) == 0 { bpf_ktime_get_ns() } else { 0 })
+    };
+    Zero::sign_of(jiffies).hide(began)
 }
 
 /// Adds what `part` cost since `began`, if it is measured.

@@ -21,7 +21,7 @@ use galen_common::record::RecordKind;
 use crate::cost;
 use crate::emit::{Lane, add, add_to_bucket, count, emit};
 use crate::maps::{RUNTIME, WRITE_ERRORS, WRITE_STATS};
-use crate::read::{Direct, Probe, Reader, opaque};
+use crate::read::{Direct, Probe, Reader, Zero, opaque};
 use crate::settings::{self, get, has};
 use crate::stats;
 use crate::task::{Current, TaskIds, current_cgroup_id, header};
@@ -268,7 +268,9 @@ pub fn finish(
     let began = cost::begin();
     // SAFETY: the helper has no conditions.
     let now = unsafe { bpf_ktime_get_ns() };
-    let latency_ns = now.saturating_sub(start.time_mono_ns);
+    let zero = Zero::sign_of(now);
+    let latency_ns = zero.hide(now.saturating_sub(start.time_mono_ns));
+    let cgroup_id = zero.hide(cgroup_id);
     if let Some(stats) = stats::of_cgroup(ctx, &WRITE_STATS, &ZERO, Subject::FileWrite, cgroup_id) {
         // SAFETY: the pointer is a map's value.
         unsafe {
@@ -285,7 +287,9 @@ pub fn finish(
             }
         }
     }
+    let returned = zero.hide(returned as u64) as i64;
     let file = touched::count(start, cgroup_id, latency_ns, returned);
+    let returned = zero.hide(returned as u64) as i64;
     report(&Write { start, now, latency_ns, cgroup_id, returned, pid, task }, file);
     cost::end(Part::FileWrite, began);
 }

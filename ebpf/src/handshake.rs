@@ -7,7 +7,7 @@
 use galen_common::tcp_connect::{LATENCY_UNKNOWN_NS, Outcome, Phase, UNKNOWN, connect_flags};
 
 use crate::emit::add;
-use crate::read::{Probe, Reader};
+use crate::read::{Probe, Reader, Zero};
 use crate::settings::{self, get, has};
 
 /// Where the time went.
@@ -17,6 +17,17 @@ pub struct Timing {
     pub latency_ns: u64,
     /// As in the record.
     pub syn_retransmit_wait_ns: u64,
+}
+
+impl Timing {
+    /// The same, of which from here on nothing is known.
+    #[inline(always)]
+    pub fn hidden(self, zero: Zero) -> Self {
+        Self {
+            latency_ns: zero.hide(self.latency_ns),
+            syn_retransmit_wait_ns: zero.hide(self.syn_retransmit_wait_ns),
+        }
+    }
 }
 
 /// What is known of a connect at its end.

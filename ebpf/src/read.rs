@@ -47,6 +47,36 @@ pub fn opaque(value: usize) -> usize {
     value
 }
 
+/// A zero of which neither the compiler nor the verifier knows that it is one.
+#[derive(Clone, Copy)]
+pub struct Zero(u64);
+
+impl Zero {
+    /// The sign of a number that has none for the next centuries: nanoseconds since boot, or jiffies.
+    #[inline(always)]
+    pub fn sign_of(positive: u64) -> Self {
+        Self(((positive as i64) >> 63) as u64)
+    }
+
+    /// The same value, of which from here on nothing is known.
+    ///
+    /// Where ways of different knowledge meet, this makes them one: the verifier walks what follows once, and not
+    /// once for each constant and range that the value can have.
+    #[inline(always)]
+    pub fn hide(self, value: u64) -> u64 {
+        let mut value = value;
+        // SAFETY: registers only. Not written as an operator: the compiler sees through two of those.
+        unsafe { asm!("{0} ^= {1}", inout(reg) value, in(reg) self.0, options(pure, nomem, nostack)) };
+        value
+    }
+
+    /// As [`Zero::hide`].
+    #[inline(always)]
+    pub fn hide_u32(self, value: u32) -> u32 {
+        self.hide(u64::from(value)) as u32
+    }
+}
+
 /// Loads through BTF pointers: an instruction each, faults handled by the kernel.
 pub struct Direct;
 

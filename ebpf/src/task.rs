@@ -11,7 +11,7 @@ use galen_common::cgroup::V1_MEMORY_BIT;
 use galen_common::globals::cgroup_source;
 use galen_common::record::{Header, RecordKind, TASK_COMM_LEN, header_flags};
 
-use crate::read::{Direct, Probe, Reader};
+use crate::read::{Direct, Probe, Reader, Zero};
 use crate::settings::{
     CGROUP_SOURCE, CGROUP_V2_ROOT_ID, OFF_CGROUP_KN, OFF_CSS_CGROUP, OFF_CSS_SET_DFL_CGRP,
     OFF_CSS_SET_MEMORY, OFF_KN_ID, OFF_TASK_CGROUPS, TYPED_CURRENT, get, has,
@@ -122,6 +122,20 @@ impl TaskIds {
             comm.assume_init()
         };
         Self { pid: (both >> 32) as u32, tid: both as u32, uid: bpf_get_current_uid_gid() as u32, comm }
+    }
+
+    /// The same, of which from here on nothing is known.
+    #[inline(always)]
+    pub fn hidden(mut self, zero: Zero) -> Self {
+        self.pid = zero.hide_u32(self.pid);
+        self.tid = zero.hide_u32(self.tid);
+        self.uid = zero.hide_u32(self.uid);
+        let comm = (&raw mut self.comm).cast::<u64>();
+        for at in 0..TASK_COMM_LEN / 8 {
+            // SAFETY: the name is so many aligned words.
+            unsafe { comm.add(at).write(zero.hide(comm.add(at).read())) };
+        }
+        self
     }
 }
 

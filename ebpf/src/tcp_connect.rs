@@ -23,7 +23,7 @@ use crate::destinations::{self, Counted};
 use crate::emit::{Lane, add, add_to_bucket, count, emit, is_handled, note_handled};
 use crate::handshake::{self, Ended, Timing, add_phases};
 use crate::maps::{CONNECT_ENDED, CONNECT_STARTS, CONNECT_STATS};
-use crate::read::{Direct, Probe, Reader};
+use crate::read::{Direct, Probe, Reader, Zero};
 use crate::settings::{self, get, has};
 use crate::stats;
 use crate::task::{Current, TaskIds, current_cgroup_id, header};
@@ -57,6 +57,17 @@ struct Endpoints {
 }
 
 impl Endpoints {
+    /// The same, of which from here on nothing is known.
+    #[inline(always)]
+    fn hidden(mut self, zero: Zero) -> Self {
+        let words = (&raw mut self).cast::<u64>();
+        for at in 0..size_of::<Self>() / 8 {
+            // SAFETY: it is so many aligned words, without padding.
+            unsafe { words.add(at).write(zero.hide(words.add(at).read())) };
+        }
+        self
+    }
+
     /// Takes an IPv6 destination; one that is mapped goes over the wire as the IPv4 that it is. `saddr_v4` gives
     /// the source of such a one.
     #[inline(always)]
@@ -261,6 +272,8 @@ fn end(ctx: &impl EbpfContext, sk: u64, new_state: i32, at_end: &Endpoints) {
 fn account(ctx: &impl EbpfContext, sk: u64, new_state: i32, at_end: &Endpoints) {
     // SAFETY: the helper has no conditions.
     let now = unsafe { bpf_ktime_get_ns() };
+    let zero = Zero::sign_of(now);
+    let at_end = &at_end.hidden(zero);
     let mut start_ns = 0;
     let mut cgroup_id = 0;
     let mut task = TaskIds { pid: 0, tid: 0, uid: 0, comm: [0; TASK_COMM_LEN] };
@@ -279,6 +292,9 @@ fn account(ctx: &impl EbpfContext, sk: u64, new_state: i32, at_end: &Endpoints) 
         count(Subject::TcpConnect, Fate::StartUnknown);
         false
     };
+    let known = zero.hide(known.into()) != 0;
+    let cgroup_id = zero.hide(cgroup_id);
+    let task = task.hidden(zero);
     // The state is set before a source port is chosen; when none is free, it is taken back without an error
     // on the socket.
     let no_port = new_state == TCP_CLOSE && at_end.errno == 0 && at_end.sport == 0;
@@ -288,12 +304,19 @@ fn account(ctx: &impl EbpfContext, sk: u64, new_state: i32, at_end: &Endpoints) 
         errno = EADDRNOTAVAIL;
         outcome = Outcome::Other as u32;
     }
+    outcome = zero.hide_u32(outcome);
+    errno = zero.hide_u32(errno);
     // SAFETY: `sk` is a TCP socket, and the outcome's index is below 8.
     let (timing, fast_open_flags) =
         unsafe { time_of(sk as *const u8, now, known.then_some(start_ns), at_end, outcome) };
+    let timing = timing.hidden(zero);
+    let fast_open_flags = zero.hide(fast_open_flags.into()) as u16;
     let Timing { latency_ns, syn_retransmit_wait_ns } = timing;
+    outcome = zero.hide_u32(outcome);
     let is_timed = latency_ns != LATENCY_UNKNOWN_NS && outcome == Outcome::Established as u32;
-    let bucket = if is_timed { bucket_of(latency_ns) } else { BUCKETS };
+    let bucket = zero.hide(if is_timed { bucket_of(latency_ns) } else { BUCKETS } as u64) as usize;
+    outcome = zero.hide_u32(outcome);
+    let timing = timing.hidden(zero);
     if let Some(stats) = stats::of_cgroup(ctx, &CONNECT_STATS, &ZERO, Subject::TcpConnect, cgroup_id) {
         // SAFETY: the outcome is below 8.
         unsafe {
@@ -309,6 +332,10 @@ fn account(ctx: &impl EbpfContext, sk: u64, new_state: i32, at_end: &Endpoints) 
             }
         }
     }
+    outcome = zero.hide_u32(outcome);
+    let timing = timing.hidden(zero);
+    let latency_ns = timing.latency_ns;
+    let bucket = zero.hide(bucket as u64) as usize;
     destinations::count(
         &DestinationKey { address: at_end.daddr, family: at_end.family, port: at_end.dport, reserved: 0 },
         &Counted {

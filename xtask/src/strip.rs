@@ -1,11 +1,12 @@
-//! The eBPF object without its debugger's sections, which are most of it and which neither the loader nor
-//! the kernel reads. Types and line numbers of its own (`.BTF`, `.BTF.ext`) stay.
+//! The eBPF object without what neither the loader nor the kernel needs: the debugger's sections, which are most
+//! of it, and the line numbers (`.BTF.ext`), which are half of the rest and would be copied to the kernel with
+//! every program. The types of maps (`.BTF`) stay.
 
 use anyhow::{Context, Result};
 use object::build::elf::{Builder, SectionData};
 
 /// What a debugger would read, and the relocations of it.
-const DEBUG: [&[u8]; 2] = [b".debug_", b".rel.debug_"];
+const DEBUG: [&[u8]; 4] = [b".debug_", b".rel.debug_", b".BTF.ext", b".rel.BTF.ext"];
 
 /// The same object without them.
 pub(crate) fn strip_debug(object: &[u8]) -> Result<Vec<u8>> {
