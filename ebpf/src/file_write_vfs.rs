@@ -287,25 +287,44 @@ fn enter_inner(file: u64, hook: u16) {
 }
 
 #[inline(always)]
-fn begin(mut start: Option<WriteStart>) {
+fn begin(start: Option<WriteStart>) {
+    // Two ways from here on: on a common one the compiler would carry registers that nothing was written to, where
+    // there is no start, and the verifier refuses that.
+    match start {
+        Some(start) => begin_counted(start),
+        None => begin_uncounted(),
+    }
+}
+
+/// A write begins that counts.
+#[inline(always)]
+fn begin_counted(mut start: WriteStart) {
     let tid = current_tid();
     if let Some(kept) = write_starts::under_way(tid) {
         if is_of_this_write(&kept) {
-            if let Some(start) = &mut start {
-                start.set |= SEEN_TWICE;
-            }
+            start.set |= SEEN_TWICE;
         } else {
-            // Its end was left out by the kernel: by a program that was running, for want of a place for the
-            // return address (`maxactive`, Documentation/trace/kprobes.rst), or since programs came or went.
-            count(Subject::FileWrite, Fate::Uncounted);
-            if start.is_none() {
-                write_starts::forget(tid);
-            }
+            count_without_end();
         }
     }
-    if let Some(start) = start {
-        write_starts::keep(tid, start);
+    write_starts::keep(tid, start);
+}
+
+/// A write begins that does not count.
+#[inline(always)]
+fn begin_uncounted() {
+    let tid = current_tid();
+    if write_starts::under_way(tid).is_some_and(|kept| !is_of_this_write(&kept)) {
+        count_without_end();
+        write_starts::forget(tid);
     }
+}
+
+/// A write that is kept has no end: it was left out by the kernel, by a program that was running, for want of a place
+/// for the return address (`maxactive`, Documentation/trace/kprobes.rst), or since programs came or went.
+#[inline(always)]
+fn count_without_end() {
+    count(Subject::FileWrite, Fate::Uncounted);
 }
 
 /// Whether it was kept just now for the very write that begins, by a program of the set that this one replaces or
