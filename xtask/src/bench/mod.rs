@@ -5,6 +5,8 @@
 
 mod agent;
 mod bpftrace;
+mod decision;
+mod flood;
 mod http;
 mod kernel;
 mod oom;
