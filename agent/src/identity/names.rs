@@ -97,3 +97,19 @@ fn bytes(key: &str, name: &Name) -> usize {
         + name.namespace.len()
         + name.pod_uid.len()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_that_share_one_id_are_bounded_as_others_are() {
+        let mut names = Names::default();
+        for n in 0..CONTAINERS_MAX + 10 {
+            let (namespace, pod_uid) = ("n".into(), n.to_string().into());
+            names.add_pod("a", Name { container: None, pod: "p".into(), namespace, pod_uid });
+        }
+        assert_eq!((names.pods.len(), names.left_out()), (CONTAINERS_MAX, 10));
+        assert_eq!(names.len(), 1);
+    }
+}
