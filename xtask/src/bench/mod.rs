@@ -5,10 +5,14 @@
 
 mod agent;
 mod bpftrace;
+mod costs;
+mod empty;
 mod http;
 mod kernel;
 mod oom;
+mod peers;
 mod process;
+mod programs;
 mod restart;
 mod rounds;
 mod stats;
