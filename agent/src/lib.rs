@@ -22,5 +22,6 @@ pub mod limits;
 pub mod memory;
 pub mod pipeline;
 pub mod privilege;
+pub mod scheduling;
 pub mod server;
 pub mod sink;

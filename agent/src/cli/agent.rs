@@ -167,14 +167,16 @@ fn unpin(folder: &Path) -> anyhow::Result<ExitCode> {
     let at = folder.display();
     let said = match pins::unpin(folder) {
         Ok(None) => format!("nothing is pinned under {at}\n"),
-        Ok(Some(Removed { links, programs, others, in_use })) => {
+        Ok(Some(Removed { links, programs, others, left, in_use })) => {
             let goes_on = if in_use { "; the agent that runs keeps them attached until it ends" } else { "" };
-            format!("removed {at}: {links} attachments, {programs} programs, {others} maps{goes_on}\n")
+            let rest =
+                if left == 0 { String::new() } else { format!("; {left} other things are left there") };
+            format!("removed {at}: {links} attachments, {programs} programs, {others} maps{rest}{goes_on}\n")
         }
         Err((path, error)) => {
             return Err(error).with_context(|| {
                 format!(
-                    "{} cannot be removed; run it as the user that the agent runs as, or as root",
+                    "{} is not removed: has `kernel.pin_dir` the right folder, and is this the user that the agent runs as, or root?",
                     path.display()
                 )
             });

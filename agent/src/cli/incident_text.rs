@@ -13,6 +13,26 @@ use crate::event::WallTime;
 use crate::incidents::store::Stored;
 use crate::sink::text::{bytes, push_escaped, write_fields};
 
+/// What a cgroup's counters moved by in the time up to the kill.
+fn lead_up_said(lead_up: &Value) -> String {
+    let mut said: Vec<String> = Vec::new();
+    for (field, label) in [
+        ("hits", "limit hit for good"),
+        ("max", "reclaimed at the limit"),
+        ("high", "slowed down above memory.high"),
+        ("oom_kills", "killed"),
+    ] {
+        said.extend(
+            number(lead_up, field).filter(|times| *times > 0).map(|times| format!("{label} {times} times")),
+        );
+    }
+    let stalled_us = number(lead_up, "some_stalled_us").filter(|stalled_us| *stalled_us > 0);
+    said.extend(stalled_us.map(|stalled_us| format!("waited for memory {} ms", stalled_us / 1000)));
+    let seconds = number(lead_up, "window_ms").unwrap_or(0) as f64 / 1000.0;
+    let what = if said.is_empty() { "nothing".to_owned() } else { said.join(", ") };
+    format!("in the {seconds:.1} s up to it: {what}")
+}
+
 /// Samples of the time before that are shown: the last ones.
 const SAMPLES_SHOWN: usize = 5;
 
@@ -188,6 +208,9 @@ impl Page {
                 _ => "just after the kill",
             };
             self.line(about, &format!("{} ({when})", said.join(", ")));
+            if let Some(lead_up) = cgroup.get("lead_up") {
+                self.line("", &lead_up_said(lead_up));
+            }
         }
         let node = memory.get("node").cloned().unwrap_or_default();
         if let (Some(total), Some(available)) =
@@ -300,7 +323,7 @@ pub(super) mod tests {
                 {"confirmed": false, "confirmed_by": [], "event": event(4712, "sh\u{1b}[2J"),
                  "fault": {"signal": "oom_kill", "subject": "cgroup:/pod/c", "value": 1.0, "threshold": 1.0, "breaches": 1, "trace_id": "t2"}}
             ],
-            "memory": {"limit": {"cgroup": "/pod", "from": "kernel_log", "usage_bytes": 48 << 20, "anon_bytes": 44 << 20}, "node": {"total_bytes": 8_u64 << 30, "available_bytes": 4_u64 << 30}},
+            "memory": {"limit": {"cgroup": "/pod", "from": "kernel_log", "usage_bytes": 48 << 20, "anon_bytes": 44 << 20, "lead_up": {"window_ms": 12_300, "hits": 2, "oom_kills": 0, "max": 40, "some_stalled_us": 7_000}}, "node": {"total_bytes": 8_u64 << 30, "available_bytes": 4_u64 << 30}},
             "processes": [{"pid": 4711, "comm": "java", "uid": 0, "rss_bytes": 41 << 20, "victim": true}],
             "processes_from": "kernel_log",
             "before": [{"time": time, "window_ms": 2000, "some_stalled_us": 7000, "scanned_direct_pages": 3, "scanned_kswapd_pages": 4}],

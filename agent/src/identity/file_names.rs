@@ -7,6 +7,8 @@ use crate::event::Dev;
 
 /// Files in each of the two generations.
 const GENERATION_MAX: usize = 4096;
+/// Bytes of paths in each of them.
+const GENERATION_BYTES_MAX: usize = 1 << 20;
 
 /// A file: device, inode number, and the generation that tells it from the one that had the number before.
 pub type FileId = (Dev, u64, u32);
@@ -17,6 +19,8 @@ pub type FileId = (Dev, u64, u32);
 pub struct FileNames {
     newer: HashMap<FileId, Arc<str>>,
     older: HashMap<FileId, Arc<str>>,
+    /// Of the paths of the newer generation.
+    newer_bytes: usize,
 }
 
 impl FileNames {
@@ -32,10 +36,15 @@ impl FileNames {
 
     /// Takes note of a path.
     pub fn set(&mut self, file: FileId, path: Arc<str>) {
-        if self.newer.len() >= GENERATION_MAX && !self.newer.contains_key(&file) {
+        let is_full = self.newer.len() >= GENERATION_MAX && !self.newer.contains_key(&file);
+        if is_full || self.newer_bytes + path.len() > GENERATION_BYTES_MAX {
             self.older = std::mem::take(&mut self.newer);
+            self.newer_bytes = 0;
         }
-        self.newer.insert(file, path);
+        self.newer_bytes += path.len();
+        if let Some(former) = self.newer.insert(file, path) {
+            self.newer_bytes -= former.len();
+        }
     }
 
     /// Forgets the files of all devices but those for which `stays` says so, asked once each.
@@ -46,6 +55,7 @@ impl FileNames {
         for generation in [&mut self.newer, &mut self.older] {
             generation.retain(|(dev, ..), _| stay.contains(dev));
         }
+        self.newer_bytes = self.newer.values().map(|path| path.len()).sum();
     }
 }
 
@@ -55,6 +65,23 @@ mod tests {
 
     fn file(inode: u64) -> FileId {
         (Dev { major: 1, minor: 2 }, inode, 0)
+    }
+
+    #[test]
+    fn long_paths_are_bounded_in_bytes() {
+        let mut names = FileNames::default();
+        for inode in 0..2000 {
+            names.set(file(inode), format!("/{inode}/{}", "x".repeat(4000)).into());
+            names.set(file(inode), format!("/{inode}/{}", "y".repeat(4000)).into());
+            let bytes =
+                |generation: &HashMap<FileId, Arc<str>>| generation.values().map(|path| path.len()).sum();
+            let (newer, older): (usize, usize) = (bytes(&names.newer), bytes(&names.older));
+            assert!(
+                newer == names.newer_bytes && newer.max(older) <= GENERATION_BYTES_MAX,
+                "{newer}, {older}"
+            );
+        }
+        assert!(names.get(&file(1999)).is_some() && names.get(&file(0)).is_none());
     }
 
     #[test]

@@ -68,6 +68,32 @@ pub struct CgroupMemory {
     /// memory.pressure (v2).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pressure: Option<Pressure>,
+    /// What led up to it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lead_up: Option<LeadUp>,
+}
+
+/// By how much a cgroup's counters had moved when the record came, since they were looked at before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct LeadUp {
+    /// How long before that was, or less where the cgroup is younger.
+    pub window_ms: u64,
+    /// Limit hit for good: `oom` in memory.events.local (v2), failcnt (v1). The kill itself is in it.
+    pub hits: u64,
+    /// Kills.
+    pub oom_kills: u64,
+    /// Usage above memory.high, which slows the cgroup down (v2).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub high: Option<u64>,
+    /// Usage about to go above memory.max, so that memory was reclaimed (v2).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max: Option<u64>,
+    /// Time in which some task waited for memory (v2).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub some_stalled_us: Option<u64>,
+    /// Time in which all tasks waited for memory (v2).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub full_stalled_us: Option<u64>,
 }
 
 /// Counters that tell one OOM from another; they only rise.
@@ -79,6 +105,36 @@ pub(super) struct Counts {
     pub(super) hits: u64,
     /// Kills in the cgroup.
     pub(super) oom_kills: u64,
+    /// On the way there, where the kernel counts that (v2).
+    pub(super) strain: Option<Strain>,
+}
+
+/// As in [`LeadUp`], from the cgroup's first day.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Strain {
+    high: u64,
+    max: u64,
+    stalled_us: Option<[u64; 2]>,
+}
+
+impl Counts {
+    /// By how much they have moved since `before`.
+    pub(super) fn since(&self, before: &Self, window_ms: u64) -> LeadUp {
+        let earlier = before.strain.unwrap_or_default();
+        let stalled = |index: usize| {
+            let now = self.strain?.stalled_us?[index];
+            Some(now.saturating_sub(earlier.stalled_us.unwrap_or_default()[index]))
+        };
+        LeadUp {
+            window_ms,
+            hits: self.hits.saturating_sub(before.hits),
+            oom_kills: self.oom_kills.saturating_sub(before.oom_kills),
+            high: self.strain.map(|strain| strain.high.saturating_sub(earlier.high)),
+            max: self.strain.map(|strain| strain.max.saturating_sub(earlier.max)),
+            some_stalled_us: stalled(0),
+            full_stalled_us: stalled(1),
+        }
+    }
 }
 
 impl Tree {
@@ -153,6 +209,7 @@ impl Tree {
                 id,
                 hits: hits("memory.failcnt") + hits("memory.memsw.failcnt"),
                 oom_kills,
+                strain: None,
             });
         }
         let mut events = pairs(&folder.join("memory.events.local"));
@@ -160,7 +217,10 @@ impl Tree {
             events = pairs(&folder.join("memory.events"));
         }
         let of = |name: &str| events.get(name).copied().unwrap_or(0);
-        Some(Counts { id, hits: of("oom"), oom_kills: of("oom_kill") })
+        let pressure = pressure::read(&folder.join("memory.pressure"));
+        let stalled_us = pressure.map(|pressure| [pressure.some_total_us, pressure.full_total_us]);
+        let strain = Some(Strain { high: of("high"), max: of("max"), stalled_us });
+        Some(Counts { id, hits: of("oom"), oom_kills: of("oom_kill"), strain })
     }
 
     /// Everything that its files tell now; `None` when it is gone.
@@ -315,6 +375,13 @@ pub(super) mod tests {
             ],
             false,
         );
+        let counts = tree.counts("/a/b").unwrap();
+        let earlier =
+            Counts { hits: 1, strain: Some(Strain { high: 0, max: 2, stalled_us: None }), ..counts };
+        let moved = counts.since(&earlier, 500);
+        assert_eq!((moved.window_ms, moved.hits, moved.oom_kills), (500, 1, 0));
+        assert_eq!((moved.high, moved.max), (Some(0), Some(10)));
+        assert_eq!((moved.some_stalled_us, moved.full_stalled_us), (Some(7), Some(5)));
         let memory = tree.memory("/a/b").unwrap();
         assert_eq!((memory.limit_bytes, memory.usage_bytes), (Some(1 << 20), Some(1_044_480)));
         assert_eq!((memory.anon_bytes, memory.shmem_bytes), (Some(900_000), Some(7)));

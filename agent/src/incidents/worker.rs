@@ -47,6 +47,8 @@ pub(super) struct Worker {
     baseline: HashMap<String, Counts>,
     /// Whether the baseline has every cgroup that there was: then one that it lacks began at 0.
     baseline_whole: bool,
+    /// When it was read.
+    baseline_at: Instant,
     store: Store,
     stats: Arc<Stats>,
     open: Vec<Open>,
@@ -96,6 +98,7 @@ impl Worker {
             samples: Samples::new(&config.host.proc),
             baseline: HashMap::new(),
             baseline_whole: false,
+            baseline_at: Instant::now(),
             store: Store::open(folder, own.files_max, own.bytes_max.0, Arc::clone(&stats)),
             stats,
             open: Vec::new(),
@@ -141,6 +144,7 @@ impl Worker {
         let (found, whole) = tree.walk(BASELINE_MAX);
         self.baseline = found.into_iter().collect();
         self.baseline_whole = whole;
+        self.baseline_at = Instant::now();
     }
 
     fn take(&mut self, message: Message) {
@@ -311,7 +315,12 @@ impl Worker {
     }
 
     fn memory(&self, path: &str) -> Option<CgroupMemory> {
-        self.tree.as_ref().and_then(|tree| tree.memory(path))
+        let tree = self.tree.as_ref()?;
+        let mut memory = tree.memory(path)?;
+        let window_ms = u64::try_from(self.baseline_at.elapsed().as_millis()).unwrap_or(u64::MAX);
+        memory.lead_up =
+            tree.counts(path).zip(self.before(path)).map(|(now, before)| now.since(&before, window_ms));
+        Some(memory)
     }
 
     fn limit(&self, scene: &Scene, memory: Option<&CgroupMemory>) -> Limit {

@@ -147,6 +147,9 @@ mod tests {
         assert_eq!(hybrid.source(), cgroup_source::HYBRID);
         let v2 = "30 1 0:26 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
         assert_eq!(Hierarchies::parse(v2, root).source(), cgroup_source::V2);
+        let v1 = "31 1 0:27 / /sys/fs/cgroup/memory rw shared:5 - cgroup cgroup rw,memory\n";
+        let hierarchies = Hierarchies::parse(v1, root);
+        assert_eq!((hierarchies.source(), hierarchies.v2.as_deref()), (cgroup_source::V1_MEMORY, None));
         assert_eq!(Hierarchies::parse("", root).source(), cgroup_source::NONE);
     }
 }

@@ -108,8 +108,10 @@ impl Place {
         is_bpf_filesystem(parent)?;
         match fs::symlink_metadata(folder) {
             Ok(found) if is_ours(&found) => {}
-            Ok(_) => {
-                remove(folder).map_err(|error| format!("{at} is not ours and cannot be removed: {error}"))?;
+            Ok(found) => {
+                remove_foreign(folder, &found).map_err(|why| {
+                    format!("{at} is not ours alone ({why}): remove it, or give `kernel.pin_dir` another one")
+                })?;
                 tracing::warn!("{at} was not ours alone, and is removed");
                 make(folder)?;
             }
@@ -323,6 +325,18 @@ fn is_ours(folder: &fs::Metadata) -> bool {
     folder.is_dir() && [0, uid].contains(&folder.uid()) && folder.mode() & 0o022 == 0
 }
 
+/// Removes what is in the folder's place, when it is a link or holds nothing but sets of pins.
+fn remove_foreign(folder: &Path, found: &fs::Metadata) -> Result<(), String> {
+    if !found.is_dir() {
+        return fs::remove_file(folder).map_err(|error| error.to_string());
+    }
+    match remove_sets(folder) {
+        Ok(Removed { left: 0, .. }) => Ok(()),
+        Ok(removed) => Err(format!("{} other things are in it", removed.left)),
+        Err((path, error)) => Err(format!("{}: {error}", path.display())),
+    }
+}
+
 fn make(folder: &Path) -> Result<(), String> {
     DirBuilder::new()
         .mode(0o700)
@@ -360,11 +374,14 @@ pub struct Removed {
     pub programs: usize,
     /// Maps and anything else.
     pub others: usize,
+    /// What is not ours, and still there.
+    pub left: usize,
     /// Whether an agent runs that goes on with them until it ends.
     pub in_use: bool,
 }
 
-/// Removes the folder of pins with all that is in it; `None` when there is none.
+/// Removes the sets of pins in a folder of a BPF filesystem, and the folder when nothing else is in it; `None` when
+/// there is no folder. What is no set of pins is left alone.
 ///
 /// # Errors
 /// The path that cannot be removed, and why.
@@ -373,31 +390,51 @@ pub fn unpin(folder: &Path) -> Result<Option<Removed>, (PathBuf, std::io::Error)
         let is_absent = error.kind() == std::io::ErrorKind::NotFound;
         return if is_absent { Ok(None) } else { Err((folder.to_path_buf(), error)) };
     }
-    let in_use = File::open(folder).is_ok_and(is_locked);
-    let mut removed = Removed { in_use, ..Removed::default() };
-    remove_all(folder, &mut removed)?;
-    Ok(Some(removed))
+    // The folder's parent too: the root of a BPF filesystem is everybody's.
+    for place in [folder, folder.parent().unwrap_or(folder)] {
+        is_bpf_filesystem(place).map_err(|why| (folder.to_path_buf(), std::io::Error::other(why)))?;
+    }
+    remove_sets(folder).map(Some)
 }
 
-fn remove_all(path: &Path, removed: &mut Removed) -> Result<(), (PathBuf, std::io::Error)> {
-    let failed = |error| (path.to_path_buf(), error);
-    if !fs::symlink_metadata(path).map_err(failed)?.is_dir() {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let count = if name.starts_with("link_") {
-            &mut removed.links
-        } else if name.starts_with("program_") {
-            &mut removed.programs
+fn remove_sets(folder: &Path) -> Result<Removed, (PathBuf, std::io::Error)> {
+    let failed = |error| (folder.to_path_buf(), error);
+    let in_use = File::open(folder).is_ok_and(is_locked);
+    let mut removed = Removed { in_use, ..Removed::default() };
+    for entry in fs::read_dir(folder).map_err(failed)?.flatten() {
+        let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        if is_folder && number_of(&entry.path()).is_some() {
+            remove_set(&entry.path(), &mut removed)?;
         } else {
-            &mut removed.others
+            removed.left += 1;
+        }
+    }
+    if removed.left == 0 {
+        fs::remove_dir(folder).map_err(failed)?;
+    }
+    Ok(removed)
+}
+
+/// Removes what a set consists of, and its folder when nothing else is in it.
+fn remove_set(set: &Path, removed: &mut Removed) -> Result<(), (PathBuf, std::io::Error)> {
+    let failed = |error| (set.to_path_buf(), error);
+    let left_before = removed.left;
+    for entry in fs::read_dir(set).map_err(failed)?.flatten() {
+        let (path, name) = (entry.path(), entry.file_name());
+        let name = name.to_string_lossy();
+        let count = match name.split('_').next() {
+            Some("link") => &mut removed.links,
+            Some("program") => &mut removed.programs,
+            Some("map" | "ring" | MANIFEST) => &mut removed.others,
+            _ => {
+                removed.left += 1;
+                continue;
+            }
         };
+        fs::remove_file(&path).map_err(|error| (path, error))?;
         *count += 1;
-        return fs::remove_file(path).map_err(failed);
     }
-    let entries: Vec<_> = fs::read_dir(path).map_err(failed)?.flatten().map(|entry| entry.path()).collect();
-    for entry in entries {
-        remove_all(&entry, removed)?;
-    }
-    fs::remove_dir(path).map_err(failed)
+    if removed.left == left_before { fs::remove_dir(set).map_err(failed) } else { Ok(()) }
 }
 
 /// What is pinned there, in a sentence, and who uses it. Changes nothing.
@@ -435,14 +472,32 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let folder = place.path().join("galen");
         assert_eq!(unpin(&folder).unwrap(), None, "nothing there is no error");
+        let (_, why) = unpin(place.path()).unwrap_err();
+        assert!(why.to_string().contains("no BPF filesystem"), "{why}");
         let set = PinSet::of(&folder, 7);
         fs::create_dir_all(&set.folder).unwrap();
         for path in [set.map("A"), set.ring(0), set.program("p"), set.link("p", "h"), set.link("p", "i")] {
             fs::write(path, "").unwrap();
         }
-        let removed = unpin(&folder).unwrap().unwrap();
-        assert_eq!(removed, Removed { links: 2, programs: 1, others: 2, in_use: false });
+        let removed = remove_sets(&folder).unwrap();
+        assert_eq!(removed, Removed { links: 2, programs: 1, others: 2, ..Removed::default() });
         assert!(!folder.exists());
+    }
+
+    #[test]
+    fn what_is_no_set_of_pins_is_left_alone() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = place.path().join("galen");
+        let (set, other) = (PinSet::of(&folder, 7), folder.join("other"));
+        fs::create_dir_all(&set.folder).unwrap();
+        fs::create_dir_all(&other).unwrap();
+        let precious = [set.folder.join("precious"), other.join("map_A"), folder.join("9")];
+        for path in precious.iter().chain(&[set.map("A")]) {
+            fs::write(path, "").unwrap();
+        }
+        let removed = remove_sets(&folder).unwrap();
+        assert_eq!(removed, Removed { others: 1, left: 3, ..Removed::default() });
+        assert!(precious.iter().all(|path| path.exists()) && !set.map("A").exists());
     }
 
     #[test]
@@ -452,7 +507,7 @@ mod tests {
         fs::create_dir(&folder).unwrap();
         let lock = File::open(&folder).unwrap();
         lock.try_lock().unwrap();
-        assert!(unpin(&folder).unwrap().unwrap().in_use);
+        assert!(remove_sets(&folder).unwrap().in_use);
     }
 
     #[test]

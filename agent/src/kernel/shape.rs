@@ -1,6 +1,6 @@
 //! What the configuration and the host decide of maps and programs, and the keys that stand for it.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{Hash, Hasher};
 use std::path::Path;
 
 use galen_common::file_write::WRITE_SLOTS_MAX;
@@ -122,9 +122,25 @@ fn offers_key(host: &config::Host) -> u64 {
 }
 
 fn key(of: &impl Hash) -> u64 {
-    let mut hasher = DefaultHasher::new();
+    let mut hasher = Fnv(0xcbf2_9ce4_8422_2325);
     of.hash(&mut hasher);
     hasher.finish()
+}
+
+/// FNV-1a: the standard library's own may change from one release of the compiler to the next, and an upgrade
+/// would take what is pinned for another shape.
+struct Fnv(u64);
+
+impl Hasher for Fnv {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 struct WriteSlots {

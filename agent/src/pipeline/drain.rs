@@ -167,7 +167,7 @@ impl Drain {
         self.enricher.set_clock();
         let now = monotonic();
         for raw in raws.drain(..) {
-            let probe = raw.probe();
+            let (probe, time_mono_ns) = (raw.probe(), raw.time_mono_ns);
             let (event, cgroup_key) = self.enricher.event(raw, &self.book);
             let told = match &event.body {
                 Body::OomKill(kill) => Some((event.clone(), kill.scope)),
@@ -178,6 +178,7 @@ impl Drain {
             };
             let fault = self.outlet.kernel_event(event, now);
             if let Some((event, scope)) = told {
+                Enricher::note(&event.task, cgroup_key, time_mono_ns, &self.book);
                 self.book.count_oom_kill(cgroup_key, scope);
                 self.incidents.mark(Mark { event, cgroup_key, fault });
             }

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use super::book::{Book, lock};
 use super::clock::WallClock;
 use crate::event::decode::{Raw, RawBody, RawOomKill, RawWrite};
-use crate::event::{Body, Event, FileWrite, Identity, OomKill, OomScope, Task};
+use crate::event::{Body, Event, FileWrite, Identity, OomKill, OomScope, Probe, Task};
 use crate::identity::{Files, OomFunctions, is_dying, is_exiting};
 use crate::input;
 use crate::privilege::links::Links;
@@ -46,7 +46,9 @@ impl Enricher {
             Some(key) => (key, lock(&book.cgroups).identity(key)),
             None => self.identity_from_proc(&raw, book),
         };
-        lock(&book.processes).note(&raw.task, (key != 0).then_some(key), raw.time_mono_ns);
+        if raw.probe() != Probe::OomKill {
+            Self::note(&raw.task, key, raw.time_mono_ns, book);
+        }
         let body = match raw.body {
             RawBody::TcpConnect(connect) => Body::TcpConnect(connect),
             RawBody::FileWrite(write) => Body::FileWrite(self.file_write(&write, raw.task.pid)),
@@ -61,6 +63,12 @@ impl Enricher {
             body,
         };
         (event, key)
+    }
+
+    /// Keeps what a process is, for as long as it is known. Of the victim of an OOM kill this is done once the
+    /// decision maker has the kill: looking at a process takes longer than deciding.
+    pub(super) fn note(task: &Task, key: u64, time_mono_ns: u64, book: &Book) {
+        lock(&book.processes).note(task, (key != 0).then_some(key), time_mono_ns);
     }
 
     /// Without a task in hand the kernel side cannot tell the victim's cgroup; its procfs entry still can,

@@ -47,9 +47,9 @@ impl Hierarchy {
             Ok(lost) if lost > self.lost => {
                 let may_scan = self.scanned.is_none_or(|at| at.elapsed() >= SCAN_EVERY);
                 book.changes.lost.store(lost, Ordering::Relaxed);
-                if may_scan {
+                // Of what is lost during a scan nobody knows whether it has seen it: another one then.
+                if may_scan && self.scan(book) {
                     self.lost = lost;
-                    self.scan(book);
                 }
             }
             Ok(_) => {}
@@ -57,10 +57,10 @@ impl Hierarchy {
         }
     }
 
-    /// Looks at all cgroups, beside everything else.
-    pub(super) fn scan(&mut self, book: &Arc<Book>) {
+    /// Looks at all cgroups, beside everything else; false while it still does so.
+    pub(super) fn scan(&mut self, book: &Arc<Book>) -> bool {
         if self.scanning.as_ref().is_some_and(|scanning| !scanning.is_finished()) {
-            return;
+            return false;
         }
         self.scanned = Some(Instant::now());
         let (mounts, book) = (self.mounts.clone(), Arc::clone(book));
@@ -69,6 +69,7 @@ impl Hierarchy {
             lock(&book.cgroups).learn(&found);
             book.changes.scans.fetch_add(1, Ordering::Relaxed);
         }));
+        true
     }
 
     /// Waits for a scan to end.

@@ -88,11 +88,12 @@ impl Outlet {
         let changes = self.monitor.on_event(&event, now_mono);
         let signal = self.detector.on_event(&event, trace_id);
         let time = event.time;
+        // Deciding comes before saying: nobody waits for a printer then.
+        let fault = signal.map(|signal| self.raise(signal));
         self.publish(event);
         self.health_changed(changes, time);
-        let signal = signal?;
-        let fault = signal.fault.clone();
-        self.fault(signal);
+        let (fault, said) = fault?;
+        self.publish(said);
         Some(fault)
     }
 
@@ -107,7 +108,8 @@ impl Outlet {
         let signals = self.detector.on_tick(tick, &windows, &self.node, &mut trace_id);
         self.health_changed(changes, tick.time);
         for signal in signals {
-            self.fault(signal);
+            let (_, said) = self.raise(signal);
+            self.publish(said);
         }
         self.counters.set_health_evicted(self.monitor.evicted());
         self.counters.set_faults_untracked(self.detector.untracked());
@@ -143,14 +145,16 @@ impl Outlet {
         self.history.push(&record);
     }
 
-    fn fault(&mut self, signal: FaultSignal) {
-        self.publish(faults::to_event(&signal, Arc::clone(&self.node)));
+    /// Hands a signal to healing; gives its fault, and the event that says it.
+    fn raise(&mut self, signal: FaultSignal) -> (Fault, Event) {
+        let raised = (signal.fault.clone(), faults::to_event(&signal, Arc::clone(&self.node)));
         // Healing is never waited for: a full queue means that more faults come than it may act on anyway.
         match self.signals.try_send(signal) {
             Ok(()) => {}
             Err(mpsc::error::TrySendError::Full(_)) => self.unhealed[0] += 1,
             Err(mpsc::error::TrySendError::Closed(_)) => self.unhealed[1] += 1,
         }
+        raised
     }
 
     fn health_changed(&mut self, changes: impl IntoIterator<Item = Health>, time: WallTime) {

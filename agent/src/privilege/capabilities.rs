@@ -98,8 +98,9 @@ pub const NEEDS: [Need; 6] = [
     Need {
         capability: SYSLOG,
         held: Held::Start,
-        needed_by: "scope of OOM kills: addresses in `/proc/kallsyms`",
-        lost: "the scope of OOM kills is `unknown`, where the kernel hides addresses",
+        needed_by: "scope of OOM kills: addresses in `/proc/kallsyms`; the kernel's log of them, `/dev/kmsg`",
+        lost: "where the kernel hides these: the scope of OOM kills is `unknown`, and an incident's limit and \
+               memory are told by counters, its processes by procfs",
     },
     Need {
         capability: NET_BIND_SERVICE,

@@ -20,9 +20,9 @@ const READY_LIMIT: Duration = Duration::from_secs(20);
 
 /// How an agent is started.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Options {
+pub(super) struct Options<'a> {
     /// Lines of configuration beside `state_dir`.
-    pub(super) config: &'static str,
+    pub(super) config: &'a str,
     /// Events as JSON on a pipe, instead of none.
     pub(super) events: bool,
     /// The one kind of hook it may use, instead of the best that loads.
@@ -41,7 +41,7 @@ pub(super) struct Agent {
 
 impl Agent {
     /// Starts the release binary and waits until it is ready.
-    pub(super) fn start(options: Options) -> Result<Self> {
+    pub(super) fn start(options: Options<'_>) -> Result<Self> {
         let address = free_address()?;
         let config = configuration(options)?;
         let mut command = Command::new(paths::galen(paths::Profile::Release));
@@ -129,7 +129,7 @@ fn free_address() -> Result<SocketAddr> {
     listener.local_addr().context("the port that was found has no address")
 }
 
-fn configuration(options: Options) -> Result<PathBuf> {
+fn configuration(options: Options<'_>) -> Result<PathBuf> {
     let directory = workload::directory()?;
     let state = directory.join("state");
     paths::ensure_dir(&state)?;

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use super::agent::{Agent, Options, sum};
 use super::bpftrace::Bpftrace;
 use super::peers::{self, Peers};
-use super::{Better, Row, costs, oom, process, programs, restart, workload};
+use super::{Better, Row, costs, decision, flood, oom, process, programs, restart, workload};
 use crate::paths::{self, Profile};
 use crate::{build, host, process as child};
 
@@ -66,12 +66,15 @@ fn measure(effort: &Effort, peers: &Peers) -> Result<Vec<Row>> {
     rows.extend(ring_row(effort)?);
     eprintln!("bench: {} OOM kills", effort.kills);
     rows.extend(oom::rows(effort.kills, bpftrace)?);
+    rows.extend(decision::rows(effort.kills)?);
     eprintln!("bench: starts, memory, idle");
     rows.extend(Row::of("start_ready_ms", "ms", Better::Lower, &start_ms).map(|row| row.goal(100.0)));
     rows.extend(restart::start_rows(effort.starts)?);
     eprintln!("bench: {} writes over restarts", effort.writes);
     rows.extend(restart::exactness_row(effort.writes)?);
     rows.extend(resource_rows(effort, bpftrace)?);
+    eprintln!("bench: writes in 2,000 cgroups");
+    rows.extend(flood::row(if effort.rounds > 3 { 3 } else { 1 })?);
     rows.extend(size_row(&paths::galen(Profile::Release))?);
     Ok(rows)
 }
@@ -153,9 +156,9 @@ fn resource_rows(effort: &Effort, bpftrace: Option<&Path>) -> Result<Vec<Row>> {
         Row::of(name, unit, Better::Lower, ours).map(|row| row.goal(goal).peer("bpftrace", peer))
     };
     let rows = [
-        row("resident_idle_mb", "MB", 20.0, &ours.idle_mb, &peer.idle_mb),
+        row("resident_idle_mb", "MB", 11.0, &ours.idle_mb, &peer.idle_mb),
         row("resident_load_mb", "MB", 20.0, &ours.load_mb, &peer.load_mb),
-        row("idle_cpu_percent", "%", 0.5, &ours.idle_percent, &peer.idle_percent),
+        row("idle_cpu_percent", "%", 0.1, &ours.idle_percent, &peer.idle_percent),
     ];
     Ok(rows.into_iter().flatten().collect())
 }
@@ -182,5 +185,5 @@ fn resources(pid: u32, effort: &Effort) -> Result<Resources> {
 
 fn size_row(binary: &PathBuf) -> Result<Option<Row>> {
     let bytes = fs::metadata(binary).with_context(|| format!("cannot look at {}", binary.display()))?.len();
-    Ok(Row::of("binary_size_mb", "MB", Better::Lower, &[bytes as f64 / 1e6]).map(|row| row.goal(14.2)))
+    Ok(Row::of("binary_size_mb", "MB", Better::Lower, &[bytes as f64 / 1e6]).map(|row| row.goal(10.0)))
 }

@@ -6,7 +6,9 @@
 mod agent;
 mod bpftrace;
 mod costs;
+mod decision;
 mod empty;
+mod flood;
 mod http;
 mod kernel;
 mod oom;

@@ -15,7 +15,8 @@ use super::agent::{Agent, Options};
 use super::bpftrace::Bpftrace;
 use super::{Better, Row, stats, workload};
 
-const LIMIT_BYTES: u64 = 16 << 20;
+/// Memory of a victim's cgroup.
+pub(super) const LIMIT_BYTES: u64 = 16 << 20;
 
 /// A line that takes longer counts as this long.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -110,7 +111,7 @@ pub(super) fn boot_ns() -> u64 {
 }
 
 /// Nanoseconds since the epoch of an RFC 3339 time in UTC.
-fn epoch_ns(time: &str) -> Option<u64> {
+pub(super) fn epoch_ns(time: &str) -> Option<u64> {
     let (date, clock) = time.strip_suffix('Z')?.split_once('T')?;
     let mut date = date.split('-').map(str::parse::<i64>);
     let (year, month, day) = (date.next()?.ok()?, date.next()?.ok()?, date.next()?.ok()?);

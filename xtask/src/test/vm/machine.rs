@@ -87,9 +87,11 @@ impl Machine<'_> {
 
     fn command(&self, console: &Path, report: &Path) -> Command {
         let mut command = Command::new(QEMU);
+        // Both CPUs by one thread, in turns: a kernel that patches its own code puts a breakpoint there first, and
+        // an emulator that runs the CPUs at once may still run into one that is gone (an oops of `int3`).
         command.args([
             "-accel",
-            "tcg,thread=multi",
+            "tcg,thread=single",
             "-machine",
             "q35",
             "-cpu",
