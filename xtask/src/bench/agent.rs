@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use super::rounds::Attached;
 use super::{http, process, workload};
 use crate::{paths, process as child};
 
@@ -24,6 +25,8 @@ pub(super) struct Options<'a> {
     pub(super) config: &'a str,
     /// Events as JSON on a pipe, instead of none.
     pub(super) events: bool,
+    /// The one kind of hook it may use, instead of the best that loads.
+    pub(super) variant: Option<&'static str>,
 }
 
 /// A running agent.
@@ -44,6 +47,7 @@ impl Agent {
         let mut command = Command::new(paths::galen(paths::Profile::Release));
         command.args(["agent", "--listen", &address.to_string(), "--output"]);
         command.arg(if options.events { "json" } else { "none" }).arg("--config").arg(&config);
+        command.args(options.variant.map(|variant| format!("--kernel-variant={variant}")));
         command.stdin(Stdio::null()).stdout(if options.events { Stdio::piped() } else { Stdio::null() });
         let log = fs::File::create(log_file()?).context("cannot create the agent's log")?;
         command.stderr(log);
@@ -94,6 +98,12 @@ impl Agent {
     pub(super) fn crash(mut self) -> Result<()> {
         self.child.kill().context("cannot kill the agent")?;
         self.child.wait().context("cannot wait for the agent").map(drop)
+    }
+}
+
+impl Attached for Agent {
+    fn stop(self: Box<Self>) -> Result<()> {
+        Self::stop(*self)
     }
 }
 

@@ -1,4 +1,4 @@
-//! The peer of the kernel figures: bpftrace, doing the same counts and histograms by cgroup.
+//! The peer with the most in common with Galen: bpftrace, doing the same counts and histograms by cgroup.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 
+use super::rounds::Attached;
 use super::{oom, process, workload};
 
 /// Bytes, latency and outcome of writes, connects and OOM kills. The interval comes last: when it
@@ -103,6 +104,16 @@ impl Bpftrace {
             eprintln!("bench: {error:#}");
         }
         Ok(())
+    }
+}
+
+impl Attached for Bpftrace {
+    fn stop(self: Box<Self>) -> Result<()> {
+        Self::stop(*self)
+    }
+
+    fn pid(&self) -> Option<u32> {
+        Some(Self::pid(self))
     }
 }
 

@@ -42,7 +42,7 @@ pub(super) fn rows(kills: usize) -> Result<Vec<Row>> {
 
 fn delays(kills: usize, is_flooded: bool, config: &str) -> Result<Vec<f64>> {
     let cgroup = Cgroup::create("decision", Some(LIMIT_BYTES))?;
-    let mut agent = Agent::start(Options { config, events: true })?;
+    let mut agent = Agent::start(Options { config, events: true, ..Options::default() })?;
     let events = events(agent.events.take().ok_or_else(|| anyhow!("the agent has no output"))?);
     let flood = if is_flooded { Some(Flood::start()?) } else { None };
     let path = cgroup.path.to_string_lossy().into_owned();

@@ -8,10 +8,10 @@ use anyhow::{Context, Result, bail};
 
 use super::agent::{Agent, Options, sum};
 use super::bpftrace::Bpftrace;
-use super::rounds::{self, LOADS};
-use super::{Better, Row, decision, flood, http, oom, process, restart, workload};
+use super::peers::{self, Peers};
+use super::{Better, Row, costs, decision, flood, oom, process, programs, restart, workload};
 use crate::paths::{self, Profile};
-use crate::{build, host, process as child, setup};
+use crate::{build, host, process as child};
 
 const PROBE: &str = "file_write";
 const EMIT_ALL: &str = "kernel:\n  cost_budget: 1\n  file_write:\n    emit: all\n";
@@ -48,28 +48,27 @@ pub(super) fn run(quick: bool) -> Result<Vec<Row>> {
     build::build(Profile::Release)?;
     build::workload()?;
     host::ensure_mounts()?;
-    let bpftrace = match setup::bpftrace() {
-        Ok(program) => Some(program),
-        Err(why) => {
-            eprintln!("bench: rows without the peer bpftrace: {why}");
-            None
-        }
-    };
-    measure(if quick { &QUICK } else { &FULL }, bpftrace.as_deref())
+    let peers = Peers::find();
+    peers::tell_unable();
+    measure(if quick { &QUICK } else { &FULL }, &peers)
 }
 
-fn measure(effort: &Effort, bpftrace: Option<&Path>) -> Result<Vec<Row>> {
-    let rounds = rounds::run(effort.rounds, bpftrace)?;
-    let mut rows = rounds.rows();
+fn measure(effort: &Effort, peers: &Peers) -> Result<Vec<Row>> {
+    let bpftrace = peers.bpftrace.as_deref();
+    let (mut rows, start_ms) = costs::added_rows(effort.rounds, bpftrace)?;
+    eprintln!("bench: connects a second");
+    rows.extend(costs::connect_rows(effort.rounds, peers)?);
+    eprintln!("bench: what programs that do nothing cost");
+    rows.extend(costs::floor_rows(effort.rounds)?);
     eprintln!("bench: the kernel's own count of program time");
-    rows.extend(program_rows(bpftrace)?);
+    rows.extend(programs::rows(peers)?);
     eprintln!("bench: rings");
     rows.extend(ring_row(effort)?);
     eprintln!("bench: {} OOM kills", effort.kills);
     rows.extend(oom::rows(effort.kills, bpftrace)?);
     rows.extend(decision::rows(effort.kills)?);
     eprintln!("bench: starts, memory, idle");
-    rows.extend(Row::of("start_ready_ms", "ms", Better::Lower, &rounds.start_ms).map(|row| row.goal(100.0)));
+    rows.extend(Row::of("start_ready_ms", "ms", Better::Lower, &start_ms).map(|row| row.goal(100.0)));
     rows.extend(restart::start_rows(effort.starts)?);
     eprintln!("bench: {} writes over restarts", effort.writes);
     rows.extend(restart::exactness_row(effort.writes)?);
@@ -78,83 +77,6 @@ fn measure(effort: &Effort, bpftrace: Option<&Path>) -> Result<Vec<Row>> {
     rows.extend(flood::row(if effort.rounds > 3 { 3 } else { 1 })?);
     rows.extend(size_row(&paths::galen(Profile::Release))?);
     Ok(rows)
-}
-
-/// The kernel counts a program's time only while asked to, since the count has a price of its own.
-struct Statistics {
-    before: String,
-}
-
-const STATISTICS: &str = "/proc/sys/kernel/bpf_stats_enabled";
-
-impl Statistics {
-    fn enable() -> Result<Self> {
-        let before = fs::read_to_string(STATISTICS).with_context(|| format!("cannot read {STATISTICS}"))?;
-        fs::write(STATISTICS, "1").with_context(|| format!("cannot write {STATISTICS}"))?;
-        Ok(Self { before })
-    }
-}
-
-impl Drop for Statistics {
-    fn drop(&mut self) {
-        if fs::write(STATISTICS, self.before.trim()).is_err() {
-            eprintln!("bench: {STATISTICS} is left at 1; write {} to it", self.before.trim());
-        }
-    }
-}
-
-/// For each load the time all programs took for one operation, then each program's time for one run.
-fn program_rows(bpftrace: Option<&Path>) -> Result<Vec<Row>> {
-    let _enabled = Statistics::enable()?;
-    let agent = Agent::start(Options::default())?;
-    let ours = per_operation(|| Ok(totals(&agent.metrics()?).0))?;
-    let metrics = agent.metrics()?;
-    agent.stop()?;
-    let mut peer = vec![Vec::new(); LOADS.len()];
-    if let Some(program) = bpftrace {
-        let bpftrace = Bpftrace::start(program)?;
-        peer = per_operation(|| Ok(process::bpf_run_ns(bpftrace.pid())?.0))?;
-        bpftrace.stop()?;
-    }
-    let mut rows = Vec::new();
-    for ((load, ours), peer) in LOADS.iter().zip(&ours).zip(&peer) {
-        let row = Row::of(format!("{}_programs_ns", load.row), "ns", Better::Lower, ours);
-        rows.extend(row.map(|row| row.peer("bpftrace", peer).beat("bpftrace")));
-    }
-    let runs =
-        http::samples(&metrics).filter(|sample| sample.name == "galen_bpf_runs_total" && sample.value > 0.0);
-    for sample in runs {
-        let Some(program) = sample.label("program") else { continue };
-        let seconds = sum(&metrics, "galen_bpf_run_seconds_total", "program", program);
-        let nanoseconds = [seconds * 1e9 / sample.value];
-        rows.extend(Row::of(format!("program_{program}_run_ns"), "ns", Better::Lower, &nanoseconds));
-    }
-    if totals(&metrics).1 == 0.0 {
-        eprintln!("bench: galen_bpf_runs_total shows no run, so rows of programs lack");
-    }
-    Ok(rows)
-}
-
-/// Samples for each load of how far `total_ns` moves for one operation of it.
-fn per_operation(total_ns: impl Fn() -> Result<f64>) -> Result<Vec<Vec<f64>>> {
-    let mut all = Vec::new();
-    for load in &LOADS {
-        let mut samples = Vec::new();
-        for _ in 0..3 {
-            let before = total_ns()?;
-            let done = workload::run(&load.arguments)?;
-            samples.push((total_ns()? - before) / done.ops);
-        }
-        all.push(samples);
-    }
-    Ok(all)
-}
-
-fn totals(metrics: &str) -> (f64, f64) {
-    let total = |family: &str| {
-        http::samples(metrics).filter(|one| one.name == family).map(|one| one.value).sum::<f64>()
-    };
-    (total("galen_bpf_run_seconds_total") * 1e9, total("galen_bpf_runs_total"))
 }
 
 /// The highest rate at which nothing is lost: upwards by half until loss, then between the last two.

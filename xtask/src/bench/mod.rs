@@ -5,12 +5,16 @@
 
 mod agent;
 mod bpftrace;
+mod costs;
 mod decision;
+mod empty;
 mod flood;
 mod http;
 mod kernel;
 mod oom;
+mod peers;
 mod process;
+mod programs;
 mod restart;
 mod rounds;
 mod stats;

@@ -76,6 +76,17 @@ pub(super) fn bpf_run_ns(pid: u32) -> Result<(f64, f64)> {
     Ok((nanoseconds, runs))
 }
 
+/// How many attachments of eBPF programs a process holds; none where it is gone.
+pub(super) fn bpf_links(pid: u32) -> usize {
+    let Ok(entries) = fs::read_dir(place(pid, "fdinfo")) else { return 0 };
+    let texts = entries.flatten().map(|entry| fs::read_to_string(entry.path()).unwrap_or_default());
+    texts.filter(|text| has_field(text, "link_type")).count()
+}
+
+fn has_field(text: &str, name: &str) -> bool {
+    text.lines().any(|line| line.split(':').next() == Some(name))
+}
+
 fn fdinfo(text: &str, name: &str) -> Option<f64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     line.trim().parse().ok()
@@ -110,6 +121,8 @@ mod tests {
         assert_eq!(status_kib("VmHWM:\t  9 kB\nVmRSS:\t  1024 kB\n", "VmRSS"), Some(1024.0));
         assert_eq!(stat_ticks("7 (a) b) c) S 1 2 3 4 5 6 7 8 9 10 30 12 0 0"), Some(42));
         assert_eq!(fdinfo("prog_type:\t5\nrun_time_ns:\t123\nrun_cnt:\t4\n", "run_cnt"), Some(4.0));
+        let link = "pos:\t0\nlink_type:\tperf\nprog_id:\t3\n";
+        assert!(has_field(link, "link_type") && !has_field("prog_type:\t5\n", "link_type"));
     }
 
     #[test]

@@ -1,13 +1,8 @@
-//! Interleaved rounds: what a program adds to an operation, with the host without it on either side.
-
-use std::path::Path;
-use std::time::Duration;
+//! Interleaved rounds: what a program does to an operation, with the host without it on either side.
 
 use anyhow::Result;
 
-use super::agent::{Agent, Options};
-use super::bpftrace::Bpftrace;
-use super::{Better, Row, stats, workload};
+use super::{stats, workload};
 
 /// An operation, how many of it make one measurement, and the row it fills.
 pub(super) struct Load {
@@ -17,49 +12,81 @@ pub(super) struct Load {
     pub(super) arguments: [&'static str; 2],
 }
 
+pub(super) const WRITE_NULL: Load = Load { row: "write_null", arguments: ["pwrite-null", "300000"] };
+pub(super) const GETPPID: Load = Load { row: "getppid", arguments: ["getppid", "500000"] };
+pub(super) const CONNECT: Load = Load { row: "connect", arguments: ["connect", "4000"] };
+
 /// Long enough each to be far above the noise of starting, short enough for many rounds.
-pub(super) const LOADS: [Load; 4] = [
-    Load { row: "write_null", arguments: ["pwrite-null", "300000"] },
-    Load { row: "write_file", arguments: ["pwrite-file", "200000"] },
-    Load { row: "getppid", arguments: ["getppid", "500000"] },
-    Load { row: "connect", arguments: ["connect", "4000"] },
-];
+pub(super) const LOADS: [Load; 4] =
+    [WRITE_NULL, Load { row: "write_file", arguments: ["pwrite-file", "200000"] }, GETPPID, CONNECT];
 
-/// Nanoseconds an operation of each load took.
-type Measured = [f64; LOADS.len()];
+/// What is there while a load runs.
+pub(super) trait Attached {
+    /// Takes it away; one that was not there all the time is an error.
+    fn stop(self: Box<Self>) -> Result<()>;
 
-/// What rounds gave: each program's measurements with the one without it before and after.
-#[derive(Default)]
-pub(super) struct Rounds {
-    without: Vec<Measured>,
-    galen: Vec<Measured>,
-    bpftrace: Vec<Measured>,
-    /// Milliseconds from the start of each agent to its readiness.
-    pub(super) start_ms: Vec<f64>,
+    /// The process that holds its programs, where that is another one.
+    fn pid(&self) -> Option<u32> {
+        None
+    }
 }
 
-/// Runs the rounds: none, galen, none, bpftrace, none, galen, …
-pub(super) fn run(rounds: usize, bpftrace: Option<&Path>) -> Result<Rounds> {
-    let mut result = Rounds::default();
+type Start<'a> = Box<dyn FnMut() -> Result<Box<dyn Attached>> + 'a>;
+
+/// What is attached once in each round.
+pub(super) struct Turn<'a> {
+    /// What it is called in rows.
+    pub(super) name: &'static str,
+    start: Start<'a>,
+}
+
+impl<'a> Turn<'a> {
+    /// A turn of what `start` attaches.
+    pub(super) fn new<T: Attached + 'static>(
+        name: &'static str,
+        mut start: impl FnMut() -> Result<T> + 'a,
+    ) -> Self {
+        Self { name, start: Box::new(move || Ok(Box::new(start()?))) }
+    }
+
+    /// Attaches it, outside any round.
+    pub(super) fn start(&mut self) -> Result<Box<dyn Attached>> {
+        (self.start)()
+    }
+
+    /// Attaches it once and takes it away: an error says why it can have no turn.
+    pub(super) fn tried(mut self) -> Result<Self> {
+        self.start()?.stop()?;
+        Ok(self)
+    }
+}
+
+/// Nanoseconds an operation of each load took.
+type Measured = Vec<f64>;
+
+/// What rounds gave: each turn's measurements, and those without anything before, between and after them.
+pub(super) struct Rounds {
+    without: Vec<Measured>,
+    /// For each turn those of each round.
+    with: Vec<Vec<Measured>>,
+}
+
+/// Runs the rounds: none, first turn, none, second turn, none, first turn, …
+pub(super) fn run(rounds: usize, turns: &mut [Turn<'_>], loads: &[Load]) -> Result<Rounds> {
+    let mut result = Rounds { without: Vec::new(), with: turns.iter().map(|_| Vec::new()).collect() };
     // The first run after a build finds cold caches.
-    measure()?;
-    result.without.push(measure()?);
+    measure(loads)?;
+    result.without.push(measure(loads)?);
     for round in 1..=rounds {
-        eprintln!("bench: round {round} of {rounds}");
-        let agent = Agent::start(Options::default())?;
-        result.start_ms.push(agent.start.as_secs_f64() * 1000.0);
-        settle();
-        result.galen.push(measure()?);
-        agent.stop()?;
-        settle();
-        result.without.push(measure()?);
-        if let Some(program) = bpftrace {
-            let peer = Bpftrace::start(program)?;
+        let names: Vec<_> = turns.iter().map(|turn| turn.name).collect();
+        eprintln!("bench: round {round} of {rounds}: {}", names.join(", "));
+        for (turn, with) in turns.iter_mut().zip(&mut result.with) {
+            let attached = turn.start()?;
             settle();
-            result.bpftrace.push(measure()?);
-            peer.stop()?;
+            with.push(measure(loads)?);
+            attached.stop()?;
             settle();
-            result.without.push(measure()?);
+            result.without.push(measure(loads)?);
         }
     }
     Ok(result)
@@ -67,45 +94,54 @@ pub(super) fn run(rounds: usize, bpftrace: Option<&Path>) -> Result<Rounds> {
 
 /// What a start or a stop leaves to do must not fall into the measurement.
 fn settle() {
-    std::thread::sleep(Duration::from_millis(300));
+    std::thread::sleep(std::time::Duration::from_millis(300));
 }
 
-fn measure() -> Result<Measured> {
-    let mut measured = [0.0; LOADS.len()];
-    for (load, slot) in LOADS.iter().zip(&mut measured) {
+fn measure(loads: &[Load]) -> Result<Measured> {
+    let mut measured = Vec::new();
+    for load in loads {
         let mut repeats = Vec::new();
         for _ in 0..3 {
             repeats.push(workload::run(&load.arguments)?.ns_per_op);
         }
-        *slot = stats::median(&repeats).unwrap_or(f64::NAN);
+        measured.push(stats::median(&repeats).unwrap_or(f64::NAN));
     }
     Ok(measured)
 }
 
 impl Rounds {
-    /// A row for what each load costs alone, and one for what the agent adds to it.
-    pub(super) fn rows(&self) -> Vec<Row> {
-        let step = if self.bpftrace.is_empty() { 1 } else { 2 };
-        let mut rows = Vec::new();
-        for (index, load) in LOADS.iter().enumerate() {
-            let of = |all: &[Measured]| all.iter().map(|measured| measured[index]).collect::<Vec<f64>>();
-            let without = of(&self.without);
-            let galen = added(&of(&self.galen), &without, 0, step);
-            let bpftrace = added(&of(&self.bpftrace), &without, 1, step);
-            rows.extend(Row::of(format!("{}_alone_ns", load.row), "ns", Better::Lower, &without));
-            let row = Row::of(format!("{}_added_ns", load.row), "ns", Better::Lower, &galen);
-            rows.extend(row.map(|row| row.peer("bpftrace", &bpftrace).beat("bpftrace")));
-        }
-        rows
+    /// Rounds that were measured elsewhere.
+    #[cfg(test)]
+    pub(super) fn of(without: &[&[f64]], with: &[&[&[f64]]]) -> Self {
+        let owned = |all: &[&[f64]]| all.iter().map(|measured| measured.to_vec()).collect();
+        Self { without: owned(without), with: with.iter().map(|all| owned(all)).collect() }
     }
-}
 
-/// Each measurement less the mean of its two neighbours without the program, the first of which has
-/// the number `first`; the next measurement's is `step` further. A drift of the host cancels out.
-fn added(with: &[f64], without: &[f64], first: usize, step: usize) -> Vec<f64> {
-    let neighbours = |round: usize| without.get(first + round * step..)?.get(..2);
-    let pairs = with.iter().enumerate().filter_map(|(round, value)| Some((value, neighbours(round)?)));
-    pairs.map(|(value, around)| value - (around[0] + around[1]) / 2.0).collect()
+    /// Nanoseconds of the load of a number without anything attached.
+    pub(super) fn alone_ns(&self, load: usize) -> Vec<f64> {
+        self.without.iter().map(|measured| measured[load]).collect()
+    }
+
+    /// Nanoseconds that a turn adds to an operation: each measurement less the mean of its two neighbours
+    /// without. A drift of the host cancels out.
+    pub(super) fn added_ns(&self, turn: usize, load: usize) -> Vec<f64> {
+        self.beside(turn, load, |with, [before, after]| with - (before + after) / 2.0)
+    }
+
+    /// How many operations a second there are with a turn, divided by the mean of those around it without.
+    pub(super) fn rate_ratios(&self, turn: usize, load: usize) -> Vec<f64> {
+        self.beside(turn, load, |with, [before, after]| 2.0 / with / (1.0 / before + 1.0 / after))
+    }
+
+    fn beside(&self, turn: usize, load: usize, compare: impl Fn(f64, [f64; 2]) -> f64) -> Vec<f64> {
+        let step = self.with.len();
+        let rounds = self.with.get(turn).map(Vec::as_slice).unwrap_or_default();
+        let compared = rounds.iter().enumerate().filter_map(|(round, with)| {
+            let [before, after] = self.without.get(turn + round * step..)?.get(..2)? else { return None };
+            Some(compare(*with.get(load)?, [*before.get(load)?, *after.get(load)?]))
+        });
+        compared.collect()
+    }
 }
 
 #[cfg(test)]
@@ -115,17 +151,21 @@ mod tests {
     #[test]
     fn a_steady_drift_cancels_out() {
         // none 100, galen, none 110, bpftrace, none 120, galen, none 130, bpftrace, none 140
-        let without = [100.0, 110.0, 120.0, 130.0, 140.0];
-        assert_eq!(added(&[115.0, 135.0], &without, 0, 2), [10.0, 10.0]);
-        assert_eq!(added(&[215.0, 235.0], &without, 1, 2), [100.0, 100.0]);
-        assert_eq!(added(&[115.0, 125.0], &without[..3], 0, 1), [10.0, 10.0]);
+        let without: [&[f64]; 5] = [&[100.0], &[110.0], &[120.0], &[130.0], &[140.0]];
+        let rounds = Rounds::of(&without, &[&[&[115.0], &[135.0]], &[&[215.0], &[235.0]]]);
+        assert_eq!(rounds.added_ns(0, 0), [10.0, 10.0]);
+        assert_eq!(rounds.added_ns(1, 0), [100.0, 100.0]);
+        let alone = Rounds::of(&without[..3], &[&[&[115.0], &[125.0]]]);
+        assert_eq!(alone.added_ns(0, 0), [10.0, 10.0]);
+        assert_eq!(alone.added_ns(1, 0), [0.0; 0], "no such turn");
     }
 
     #[test]
-    fn without_a_peer_rows_have_no_goal() {
-        let rounds = Rounds { without: vec![[1.0; 4], [1.0; 4]], galen: vec![[3.0; 4]], ..Rounds::default() };
-        let rows = rounds.rows();
-        assert_eq!(rows.len(), 8);
-        assert_eq!((rows[1].name.as_str(), rows[1].value, rows[1].goal), ("write_null_added_ns", 2.0, None));
+    fn a_rate_is_compared_with_the_rates_around_it() {
+        let rounds = Rounds::of(&[&[100.0], &[100.0], &[50.0]], &[&[&[200.0]], &[&[100.0]]]);
+        assert_eq!(rounds.rate_ratios(0, 0), [0.5]);
+        // 10 million a second, beside 10 and 20.
+        let beside = rounds.rate_ratios(1, 0)[0];
+        assert!((beside - 10.0 / 15.0).abs() < 1e-9, "{beside}");
     }
 }

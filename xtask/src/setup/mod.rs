@@ -6,7 +6,9 @@
 
 pub(crate) mod apt;
 mod compiler;
+pub(crate) mod ebpf_exporter;
 mod linker;
+pub(crate) mod peers;
 pub(crate) mod prometheus;
 
 use std::fs::{self, File};
@@ -19,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use compiler::Compiler;
 
-use crate::{paths, process};
+use crate::paths;
 
 /// What builds the eBPF object.
 #[derive(Debug, Serialize, Deserialize)]
@@ -111,16 +113,6 @@ fn lock(file: &Path) -> Result<File> {
         lock.lock().with_context(|| format!("cannot lock {}", file.display()))?;
     }
     Ok(lock)
-}
-
-/// Installs bpftrace, the peer that benchmarks measure beside Galen; the reason where it cannot.
-pub(crate) fn bpftrace() -> std::result::Result<PathBuf, String> {
-    if let Some(found) = process::find("bpftrace") {
-        return Ok(found);
-    }
-    apt::ensure(&["bpftrace"], "bpftrace, the peer of the kernel figures")
-        .map_err(|error| format!("{error:#}"))?;
-    process::find("bpftrace").ok_or_else(|| "bpftrace was installed and is not on PATH".to_owned())
 }
 
 #[cfg(test)]
