@@ -133,7 +133,7 @@ const SUITES: [Suite; 10] = [
         name: "sanitize",
         about: "unit tests under AddressSanitizer, and those of kernel bytes under Miri where it can be had",
         needs: "a C compiler; rustup's nightly for Miri",
-        time: "8 min, 3 min when built",
+        time: "8 min, 4 min when built",
         by_default: false,
         run: sanitize::run,
     },
