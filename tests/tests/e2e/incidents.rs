@@ -70,6 +70,10 @@ fn show(state: &Path, rest: &[&str]) -> Result<Finished> {
 
 #[test]
 fn an_incident_is_one_file_with_limit_victim_allocator_processes_and_last_deeds() -> Result<()> {
+    is_one_file()
+}
+
+pub(super) fn is_one_file() -> Result<()> {
     let rig = rig("")?;
     let cgroup = small_cgroup()?;
     let file = rig.folder.path().join("last words");

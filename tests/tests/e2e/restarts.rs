@@ -57,7 +57,8 @@ fn every_kind_of_hook_goes_on_without_an_agent() -> Result<()> {
     Ok(())
 }
 
-fn goes_on(variant: &str) -> Result<()> {
+/// One kind of hook; gives whether writes between the two agents are counted.
+pub(super) fn goes_on(variant: &str) -> Result<bool> {
     let place = Place::new()?;
     let yaml = format!("kernel: {{ variant: {variant} }}\n");
     let (cgroup, folder) = (Cgroup::new("hooks")?, TempDir::with_prefix("galen-test-")?);
@@ -85,7 +86,8 @@ fn goes_on(variant: &str) -> Result<()> {
     ensure!(hooks(&agent)? == before, "{:?}, and before {before:?}", hooks(&agent)?);
     load("last")?;
     writes(&agent, &cgroup, 2 + u64::from(is_held))?;
-    connects(&agent, &cgroup, 2 + u64::from(is_held || variant != "tracepoint"))
+    connects(&agent, &cgroup, 2 + u64::from(is_held || variant != "tracepoint"))?;
+    Ok(is_held)
 }
 
 /// The rings overflow all the time, and agents crash and are stopped meanwhile.
