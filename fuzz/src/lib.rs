@@ -5,16 +5,24 @@
 //! (`corpus/NAME/`) in the agent's ordinary tests, which take this file in as a module. A crash, an overflow, a
 //! time-out or a broken assertion is a bug of the parser.
 
+use std::time::Duration;
+
+use galen_agent::cli::{incidents, replay};
 use galen_agent::config::{self, Bytes, Config, Overrides, Span, yaml};
 use galen_agent::event::decode::{DecodeError, RawBody, decode};
 use galen_agent::event::{Dev, WallTime};
+use galen_agent::healing;
 use galen_agent::healing::condition::Condition;
 use galen_agent::healing::policy;
 use galen_agent::healing::template::Template;
+use galen_agent::identity::cri::{CriError, names_in};
 use galen_agent::identity::{self, OomFunctions, ProcessCgroups};
-use galen_agent::kernel::cgroups::Hierarchies;
+use galen_agent::incidents::store;
+use galen_agent::incidents::texts::{self, CgroupMemory, Counts, NodeMemory, Pressure, Reports, Vmstat};
+use galen_agent::kernel::cgroups::{Hierarchies, memory_hierarchy};
+use galen_agent::kernel::pins::Manifest;
 use galen_agent::kernel::tracefs::Format;
-use galen_agent::kernel::{host, layout};
+use galen_agent::kernel::{CgroupChange, ProgramTotals, host, id_in_fdinfo, layout};
 use galen_agent::server;
 use galen_agent::sink::metrics::{Format as MetricsFormat, Process};
 use galen_agent::sink::{KindSet, text};
@@ -23,7 +31,7 @@ use galen_agent::sink::{KindSet, text};
 pub type Target = fn(&[u8]);
 
 /// All parsers, by the names of their targets and corpora.
-pub const TARGETS: [(&str, Target); 14] = [
+pub const TARGETS: [(&str, Target); 19] = [
     ("record", record),
     ("btf", btf),
     ("tracefs", tracefs),
@@ -31,6 +39,11 @@ pub const TARGETS: [(&str, Target); 14] = [
     ("cgroup", cgroup),
     ("kallsyms", kallsyms),
     ("procfs", procfs),
+    ("kmsg", kmsg),
+    ("memory", memory),
+    ("incident", incident),
+    ("manifest", manifest),
+    ("cri", cri),
     ("yaml", yaml_tree),
     ("config", configuration),
     ("policy", policy_file),
@@ -102,9 +115,20 @@ pub fn mountinfo(bytes: &[u8]) {
     }
 }
 
-/// The cgroup of a process, and what its path says.
+/// The cgroup of a process, and what its path says; the processes of a cgroup; a record of the ring of changes.
 pub fn cgroup(bytes: &[u8]) {
+    if let Some(change) = CgroupChange::parse(bytes) {
+        let is_path = |path: &str| path.starts_with('/') && path.len() < 512 && !path.contains('\0');
+        assert!(change.path.is_none_or(is_path), "no path of a cgroup");
+        assert_eq!(CgroupChange::parse(bytes), Some(change), "the same bytes say the same");
+    }
     let listing = lossy(bytes);
+    assert!(texts::listed_pids(&listing).count() <= listing.lines().count());
+    let _ = memory_hierarchy(&listing);
+    if let Some(found) = ProcessCgroups::parse(&listing) {
+        let memory = [true, false].map(|is_v1| texts::memory_cgroup(&listing, is_v1).is_some());
+        assert_eq!([found.v1_memory.is_some(), found.v2.is_some()], memory, "two readers, two answers");
+    }
     let found = ProcessCgroups::parse(&listing).unwrap_or_default();
     for path in [found.v2, found.v1_memory, listing.lines().next()].into_iter().flatten() {
         let identity = identity::identify(7, path);
@@ -127,10 +151,126 @@ pub fn procfs(bytes: &[u8]) {
     let whole = lossy(bytes);
     let mut files = whole.split('\0');
     let mut next = || files.next().unwrap_or_default();
-    let [stat, status, limits, system] = [next(), next(), next(), next()];
+    let [stat, status, limits, system, fdinfo, uptime] = [next(), next(), next(), next(), next(), next()];
     let _ = Process::parse(stat, status, limits, system);
-    let _ = (identity::is_exiting(stat), identity::is_dying(status));
+    let _ = (identity::is_exiting(stat), identity::is_dying(status), texts::is_zombie(stat));
     let _ = (host::lockdown_mode(limits), host::booted_lockdown(system));
+    let found = identity::parent_and_start(stat);
+    assert!(found.is_none() || stat.contains(')'), "a process without a name");
+    if let Some(process) = texts::Process::parse(7, status) {
+        assert!(process.pid == 7 && process.comm.len() <= status.len());
+        assert!(serde_json::to_string(&process).is_ok());
+    }
+    let totals = ProgramTotals::parse("p", fdinfo);
+    assert_eq!(ProgramTotals::parse("p", fdinfo), totals, "the same text says the same");
+    let _ = id_in_fdinfo(fdinfo);
+    // Healing adds waits to it.
+    let boot = healing::since_boot(uptime);
+    assert!(boot.checked_add(Duration::from_secs(u64::MAX / 2)).is_some(), "an uptime beyond all time");
+    let _ = texts::page_bytes_in(bytes);
+}
+
+/// Records of the kernel's log: each line one, then all of it one.
+pub fn kmsg(bytes: &[u8]) {
+    let whole = lossy(bytes);
+    let read = || {
+        let mut reports = Reports::default();
+        whole.lines().chain([&*whole]).for_each(|record| reports.record(record));
+        reports
+    };
+    let mut reports = read();
+    let waiting: Vec<_> = reports.waiting().cloned().collect();
+    assert!(waiting.len() <= 32, "{} reports wait", waiting.len());
+    for report in &waiting {
+        assert!(report.tasks.len() <= 64 && report.counters.len() <= 8 && report.stat.len() <= 256);
+        assert!(report.tasks.is_sorted_by(|a, b| a.rss_pages >= b.rss_pages), "the largest first");
+        let mut memory = CgroupMemory::default();
+        memory.at_the_kill(report);
+        assert!(serde_json::to_string(&memory).is_ok());
+    }
+    assert!(read().waiting().eq(&waiting), "the same log says the same");
+    for report in waiting.iter().rev() {
+        assert_eq!(reports.take(report.pid).as_ref(), Some(report), "the newest of a victim comes first");
+    }
+    assert_eq!(reports.waiting().count(), 0);
+}
+
+/// Memory of the node and of a cgroup, in files separated by NUL.
+pub fn memory(bytes: &[u8]) {
+    let whole = lossy(bytes);
+    let mut files = whole.split('\0');
+    let mut next = || files.next().unwrap_or_default();
+    let [psi, vmstat, meminfo, stat, events, control, single] =
+        [next(), next(), next(), next(), next(), next(), next()];
+    let pressure = Pressure::parse(psi);
+    assert_eq!(Pressure::parse(psi), pressure, "the same text says the same, so no share is NaN");
+    assert_eq!(Vmstat::parse(vmstat), Vmstat::parse(vmstat));
+    let node = NodeMemory { pressure, ..NodeMemory::parse(meminfo) };
+    let [stat, events] = [stat, events].map(texts::named_numbers);
+    let mut memory = CgroupMemory { events, pressure, ..CgroupMemory::default() };
+    memory.set_stat(|name| stat.get(name).copied());
+    let single = texts::single_number(single);
+    let counts = [Counts::of_v1(7, control, [single; 2]), Counts::of_v2(7, &memory.events, pressure)];
+    for (now, before) in [(0, 1), (1, 0), (0, 0), (1, 1)] {
+        let moved = counts[now].since(&counts[before], 1);
+        assert!(now != before || (moved.hits, moved.oom_kills) == (0, 0), "moved without a change");
+        memory.lead_up = Some(moved);
+    }
+    for json in [serde_json::to_string(&node), serde_json::to_string(&memory)] {
+        assert!(json.is_ok_and(|json| !json.contains(":null")), "a number that is none");
+    }
+}
+
+/// A stored incident, and what is made of it.
+pub fn incident(bytes: &[u8]) {
+    let found = match store::parse(bytes) {
+        Ok(found) => found,
+        Err(why) => return one_line(&why),
+    };
+    assert_eq!(store::parse(bytes).as_ref(), Ok(&found), "the same bytes say the same");
+    // Fields are not compared: serde_json reads a number that is no integer of 64 bits to within its last digit.
+    let again = serde_json::to_vec(&found.fields).ok().and_then(|json| store::parse(&json).ok());
+    assert!(again.is_some_and(|again| (again.id, again.time) == (found.id.clone(), found.time)));
+    let page = incidents::page(&found, WallTime(1_795_500_000_000_000_000), false);
+    page.lines().for_each(one_line);
+    assert!(!page.contains('\u{202e}'), "a terminal would show it backwards");
+    let inputs = replay::inputs(&found);
+    assert!(inputs.is_none_or(|inputs| inputs.is_sorted_by_key(|(after, _)| *after)));
+}
+
+/// What is read back from pins: the manifest of a set, and where functions of the kernel lie.
+pub fn manifest(bytes: &[u8]) {
+    match Manifest::parse(bytes) {
+        Ok(found) => {
+            let again = serde_json::to_vec(&found).map(|json| Manifest::parse(&json));
+            assert!(again.is_ok_and(|again| again.as_ref() == Ok(&found)), "{found:?}");
+            let _ = found.has_every_hook();
+        }
+        Err(why) => one_line(&why),
+    }
+    if let Ok(found) = serde_json::from_slice::<OomFunctions>(bytes) {
+        let _ = found.scope(&[0, 0xffff_ffff_8100_0110, u64::MAX]);
+    }
+}
+
+/// The answers of a container runtime: two bytes say how long the first is. As they are, and as messages.
+pub fn cri(bytes: &[u8]) {
+    let (length, rest) = bytes.split_first_chunk::<2>().unwrap_or((&[0; 2], &[]));
+    let (containers, pods) = rest.split_at(usize::from(u16::from_be_bytes(*length)).min(rest.len()));
+    let framed = |message: &[u8]| {
+        let length = u32::try_from(message.len()).unwrap_or(u32::MAX);
+        [&[0], &length.to_be_bytes()[..], message].concat()
+    };
+    for answers in [[containers.to_vec(), pods.to_vec()], [framed(containers), framed(pods)]] {
+        match names_in(&answers[0], &answers[1]) {
+            // Each name takes two bytes of an answer at least.
+            Ok(names) => assert!(names.len() <= bytes.len() / 2, "{} names", names.len()),
+            Err(error) => {
+                assert!(CriError::REASONS.contains(&error.reason()));
+                one_line(&error.to_string());
+            }
+        }
+    }
 }
 
 /// YAML as a tree with places.

@@ -76,8 +76,9 @@ fn short(name: &str) -> String {
     if is_id { name[..12].to_owned() } else { name.to_owned() }
 }
 
-/// The whole page.
-pub(super) fn page(incident: &Stored, now: WallTime, color: bool) -> String {
+/// An incident on a page, as it looks at the time `now`.
+#[must_use]
+pub fn page(incident: &Stored, now: WallTime, color: bool) -> String {
     let fields = &incident.fields;
     let ago = age(Duration::from_nanos(now.0.saturating_sub(incident.time.0)));
     let node = fields.get("node").and_then(Value::as_str).unwrap_or("-");
@@ -263,7 +264,7 @@ impl Page {
             let waited = |name: &str| {
                 number(sample, name).map_or_else(|| "-".to_owned(), |us| format!("{} ms", us / 1000))
             };
-            let scanned = of("scanned_direct_pages") + of("scanned_kswapd_pages");
+            let scanned = of("scanned_direct_pages").saturating_add(of("scanned_kswapd_pages"));
             table.row(
                 Style::new(),
                 [

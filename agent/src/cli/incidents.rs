@@ -7,6 +7,7 @@ use anstyle::Style;
 use anyhow::Result;
 use serde_json::{Map, Value, json};
 
+pub use super::incident_text::page;
 use super::incident_text::{self, list_of, number, text};
 use super::text::{Format, Table, age};
 use super::{UNUSABLE, print};
@@ -141,7 +142,7 @@ pub(super) fn find(wanted: &str, folder: &Path) -> Result<Stored, Missing> {
 fn show(incident: &Stored, output: Format) -> Result<ExitCode> {
     print(&match output {
         Format::Json => format!("{}\n", serde_json::to_string_pretty(&incident.fields)?),
-        Format::Text => incident_text::page(incident, WallTime::now(), stdout_takes_color()),
+        Format::Text => page(incident, WallTime::now(), stdout_takes_color()),
     })?;
     Ok(ExitCode::SUCCESS)
 }

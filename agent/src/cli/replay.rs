@@ -92,8 +92,9 @@ pub fn run(args: &ReplayArgs) -> Result<ExitCode> {
 }
 
 /// The signals that the incident raised, with their time since the first. The context of an OOM kill's signal
-/// is the event, and whom it befell.
-fn inputs(incident: &Stored) -> Option<Vec<(Duration, Input)>> {
+/// is the event, and whom it befell. `None` when it raised none. Pure.
+#[must_use]
+pub fn inputs(incident: &Stored) -> Option<Vec<(Duration, Input)>> {
     let victims = incident.fields.get("victims")?.as_array()?;
     let mut inputs: Vec<(Duration, Input)> =
         victims.iter().filter_map(|victim| input(victim, incident.time)).collect();

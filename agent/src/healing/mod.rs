@@ -26,6 +26,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+pub use runner::since_boot;
+
 use self::audit::Audit;
 use self::decide::{ActionRef, Approval, ApproveError};
 use self::policy::{ActionType, PolicySet};

@@ -51,12 +51,21 @@ struct Clock {
     boot: Duration,
 }
 
+/// Longer than any machine runs, and short enough that waits can be added to it.
+const UPTIME_MAX: Duration = Duration::from_secs(u32::MAX as u64);
+
+/// Time since boot, by the text of `/proc/uptime` (proc_uptime(5)); zero where it says none that can be. Pure.
+#[must_use]
+pub fn since_boot(uptime: &str) -> Duration {
+    let seconds = uptime.split_whitespace().next().and_then(|seconds| seconds.parse().ok());
+    let boot = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    boot.filter(|boot| *boot <= UPTIME_MAX).unwrap_or_default()
+}
+
 impl Clock {
     fn new() -> Self {
         let uptime = crate::input::read_text(std::path::Path::new("/proc/uptime")).unwrap_or_default();
-        let seconds = uptime.split_whitespace().next().and_then(|seconds| seconds.parse().ok());
-        let boot = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).unwrap_or_default();
-        Self { start: Instant::now(), boot }
+        Self { start: Instant::now(), boot: since_boot(&uptime) }
     }
 
     fn now(&self) -> Duration {

@@ -22,6 +22,6 @@ pub use file_names::{FileId, FileNames};
 pub use files::{Files, path_by_mounts};
 pub use names::{Name, Names};
 pub use oom_scope::OomFunctions;
-pub use processes::{Process, Processes};
+pub use processes::{Process, Processes, parent_and_start};
 pub use roots::scan;
 pub use task_state::{is_dying, is_exiting};

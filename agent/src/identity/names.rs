@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-/// Containers, pods' own among them, that one listing may have; a node runs a few hundred.
+/// Containers, pods' own among them, that one listing may have, and pods; a node runs a few hundred.
 const CONTAINERS_MAX: usize = 16_384;
 
 /// The names of one container or pod.
@@ -81,7 +81,8 @@ impl Names {
     }
 
     fn has_room(&mut self) -> bool {
-        let has_room = self.containers.len() < CONTAINERS_MAX;
+        // A listing that gives many pods one id has few containers and as many pods as it likes.
+        let has_room = self.containers.len().max(self.pods.len()) < CONTAINERS_MAX;
         self.left_out += u64::from(!has_room);
         has_room
     }
@@ -95,4 +96,20 @@ fn bytes(key: &str, name: &Name) -> usize {
         + name.pod.len()
         + name.namespace.len()
         + name.pod_uid.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_that_share_one_id_are_bounded_as_others_are() {
+        let mut names = Names::default();
+        for n in 0..CONTAINERS_MAX + 10 {
+            let (namespace, pod_uid) = ("n".into(), n.to_string().into());
+            names.add_pod("a", Name { container: None, pod: "p".into(), namespace, pod_uid });
+        }
+        assert_eq!((names.pods.len(), names.left_out()), (CONTAINERS_MAX, 10));
+        assert_eq!(names.len(), 1);
+    }
 }

@@ -103,7 +103,7 @@ impl Processes {
 
     fn replace(&mut self, pid: u32, mut process: Process) {
         let stat = input::read_text(&self.proc.join(format!("{pid}/stat"))).ok();
-        let started = stat.as_deref().and_then(parse_stat).filter(|(_, started)| {
+        let started = stat.as_deref().and_then(parent_and_start).filter(|(_, started)| {
             started.saturating_mul(1_000_000_000 / self.ticks_per_s)
                 <= process.seen_mono_ns.saturating_add(self.slept_ns)
         });
@@ -157,8 +157,10 @@ fn bytes(known: &Known) -> usize {
     size_of::<(u32, Known)>() + size_of::<usize>() + text(&known.process.comm) + text(&known.process.exe)
 }
 
-/// Parent and start (fields 4 and 22 of proc_pid_stat(5)).
-fn parse_stat(stat: &str) -> Option<(u32, u64)> {
+/// Parent, and start in ticks since boot, by the text of a `/proc/PID/stat` (fields 4 and 22 of proc_pid_stat(5)).
+/// Pure.
+#[must_use]
+pub fn parent_and_start(stat: &str) -> Option<(u32, u64)> {
     // The name in parentheses may hold anything, blanks and parentheses too.
     let (_, fields) = stat.rsplit_once(')')?;
     let mut fields = fields.split_ascii_whitespace().skip(1);

@@ -98,7 +98,7 @@ pub struct LeadUp {
 
 /// Counters that tell one OOM from another; they only rise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Counts {
+pub struct Counts {
     /// Inode number of the folder: another cgroup of the same path has another.
     pub(super) id: u64,
     /// How often the cgroup's own limit was hit for good: `oom` in memory.events.local, failcnt on v1.
@@ -118,8 +118,27 @@ pub(super) struct Strain {
 }
 
 impl Counts {
+    /// Those of a v1 cgroup with this id, by its memory.oom_control, and its failcnt of memory and of memory and
+    /// swap together. Pure.
+    #[must_use]
+    pub fn of_v1(id: u64, oom_control: &str, failcnts: [Option<u64>; 2]) -> Self {
+        let oom_kills = named_numbers(oom_control).get("oom_kill").copied().unwrap_or(0);
+        let hits = failcnts.into_iter().flatten().fold(0, u64::saturating_add);
+        Self { id, hits, oom_kills, strain: None }
+    }
+
+    /// Those of a v2 cgroup with this id, by its memory.events.local and its memory.pressure. Pure.
+    #[must_use]
+    pub fn of_v2(id: u64, events: &BTreeMap<String, u64>, pressure: Option<Pressure>) -> Self {
+        let of = |name: &str| events.get(name).copied().unwrap_or(0);
+        let stalled_us = pressure.map(|pressure| [pressure.some_total_us, pressure.full_total_us]);
+        let strain = Some(Strain { high: of("high"), max: of("max"), stalled_us });
+        Self { id, hits: of("oom"), oom_kills: of("oom_kill"), strain }
+    }
+
     /// By how much they have moved since `before`.
-    pub(super) fn since(&self, before: &Self, window_ms: u64) -> LeadUp {
+    #[must_use]
+    pub fn since(&self, before: &Self, window_ms: u64) -> LeadUp {
         let earlier = before.strain.unwrap_or_default();
         let stalled = |index: usize| {
             let now = self.strain?.stalled_us?[index];
@@ -167,16 +186,7 @@ impl Tree {
 
     /// The path of a process's memory cgroup, by the text of its `/proc/PID/cgroup`.
     pub(super) fn path_of_process(&self, text: &str) -> Option<String> {
-        text.lines().find_map(|line| {
-            let mut fields = line.splitn(3, ':').skip(1);
-            let (controllers, path) = (fields.next()?, fields.next()?);
-            let ours = if self.v1 {
-                controllers.split(',').any(|name| name == "memory")
-            } else {
-                controllers.is_empty()
-            };
-            ours.then(|| path.to_owned())
-        })
+        memory_cgroup(text, self.v1).map(str::to_owned)
     }
 
     pub(super) fn limit_bytes(&self, path: &str) -> Option<u64> {
@@ -203,24 +213,15 @@ impl Tree {
         let folder = self.folder(path);
         let id = fs::metadata(&folder).ok()?.ino();
         if self.v1 {
-            let oom_kills = pairs(&folder.join("memory.oom_control")).get("oom_kill").copied().unwrap_or(0);
-            let hits = |name: &str| number(&folder.join(name)).unwrap_or(0);
-            return Some(Counts {
-                id,
-                hits: hits("memory.failcnt") + hits("memory.memsw.failcnt"),
-                oom_kills,
-                strain: None,
-            });
+            let oom_control = input::read_text(&folder.join("memory.oom_control")).unwrap_or_default();
+            let failcnts = ["memory.failcnt", "memory.memsw.failcnt"].map(|name| number(&folder.join(name)));
+            return Some(Counts::of_v1(id, &oom_control, failcnts));
         }
         let mut events = pairs(&folder.join("memory.events.local"));
         if events.is_empty() {
             events = pairs(&folder.join("memory.events"));
         }
-        let of = |name: &str| events.get(name).copied().unwrap_or(0);
-        let pressure = pressure::read(&folder.join("memory.pressure"));
-        let stalled_us = pressure.map(|pressure| [pressure.some_total_us, pressure.full_total_us]);
-        let strain = Some(Strain { high: of("high"), max: of("max"), stalled_us });
-        Some(Counts { id, hits: of("oom"), oom_kills: of("oom_kill"), strain })
+        Some(Counts::of_v2(id, &events, pressure::read(&folder.join("memory.pressure"))))
     }
 
     /// Everything that its files tell now; `None` when it is gone.
@@ -289,7 +290,7 @@ impl Tree {
 
 impl CgroupMemory {
     /// Takes over what the kernel said of this cgroup at the moment of the kill.
-    pub(super) fn at_the_kill(&mut self, report: &Report) {
+    pub fn at_the_kill(&mut self, report: &Report) {
         let Some(memory) = report.counters.iter().find(|counter| counter.name == "memory") else { return };
         self.from = "kernel_log";
         self.usage_bytes = Some(memory.usage_bytes);
@@ -309,8 +310,8 @@ impl CgroupMemory {
         self.set_stat(|name| report.stat.iter().find(|(known, _)| known == name).map(|(_, value)| *value));
     }
 
-    /// v1 counts what is below a cgroup under `total_`, and calls anonymous memory `rss`.
-    fn set_stat(&mut self, of: impl Fn(&str) -> Option<u64>) {
+    /// Takes over a memory.stat. v1 counts what is below a cgroup under `total_`, and calls anonymous memory `rss`.
+    pub fn set_stat(&mut self, of: impl Fn(&str) -> Option<u64>) {
         let put = |place: &mut Option<u64>, names: [&str; 2]| {
             *place = of(names[0]).or_else(|| of(names[1])).or(*place);
         };
@@ -320,18 +321,44 @@ impl CgroupMemory {
         put(&mut self.swap_bytes, ["total_swap", "swap"]);
         // Before 5.18 the whole is not told, but its parts are.
         let parts = ["kernel_stack", "pagetables", "percpu", "slab"].map(&of);
-        let sum = parts.iter().any(Option::is_some).then(|| parts.into_iter().flatten().sum());
+        let sum = parts
+            .iter()
+            .any(Option::is_some)
+            .then(|| parts.into_iter().flatten().fold(0, u64::saturating_add));
         self.kernel_bytes = of("kernel").or(self.kernel_bytes).or(sum);
     }
 }
 
 fn number(path: &Path) -> Option<u64> {
-    input::read_text(path).ok()?.trim().parse().ok()
+    single_number(&input::read_text(path).ok()?)
 }
 
-/// Lines of a name and a number.
-pub(super) fn pairs(path: &Path) -> BTreeMap<String, u64> {
-    let text = input::read_text(path).unwrap_or_default();
+/// The path of a process's memory cgroup, of the v1 controller or of v2, by the text of its `/proc/PID/cgroup`
+/// (cgroups(7)). Pure.
+#[must_use]
+pub fn memory_cgroup(text: &str, is_v1: bool) -> Option<&str> {
+    text.lines().find_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (fields.next()?, fields.next()?);
+        let is_ours =
+            if is_v1 { controllers.split(',').any(|name| name == "memory") } else { controllers.is_empty() };
+        is_ours.then_some(path)
+    })
+}
+
+fn pairs(path: &Path) -> BTreeMap<String, u64> {
+    named_numbers(&input::read_text(path).unwrap_or_default())
+}
+
+/// The number that a file holds; `None` for `max` too. Pure.
+#[must_use]
+pub fn single_number(text: &str) -> Option<u64> {
+    text.trim().parse().ok()
+}
+
+/// Lines of a name and a number. Others are left out. Pure.
+#[must_use]
+pub fn named_numbers(text: &str) -> BTreeMap<String, u64> {
     let pair = |line: &str| {
         let (name, value) = line.split_once(' ')?;
         Some((name.to_owned(), value.trim().parse().ok()?))

@@ -19,7 +19,7 @@ const TASKS_MAX: usize = 64;
 
 /// What the kernel said of one OOM.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Report {
+pub struct Report {
     /// `CONSTRAINT_MEMCG`, `CONSTRAINT_NONE`, `CONSTRAINT_CPUSET`, `CONSTRAINT_MEMORY_POLICY`.
     pub(super) constraint: String,
     /// The cgroup whose limit was hit; `None` when the node had no memory left.
@@ -27,22 +27,22 @@ pub(super) struct Report {
     /// The victim's cgroup.
     pub(super) task_memcg: Option<String>,
     /// The victim.
-    pub(super) pid: u32,
+    pub pid: u32,
     /// What was asked for, such as `GFP_KERNEL`.
     pub(super) gfp: Option<String>,
     /// Two to the power of this many pages were asked for.
     pub(super) order: Option<u32>,
     /// Counters of the cgroup whose limit was hit.
-    pub(super) counters: Vec<Counter>,
+    pub counters: Vec<Counter>,
     /// Its memory.stat.
-    pub(super) stat: Vec<(String, u64)>,
+    pub stat: Vec<(String, u64)>,
     /// The largest of its tasks, or of the node's.
-    pub(super) tasks: Vec<Listed>,
+    pub tasks: Vec<Listed>,
 }
 
 /// A line such as `memory: usage 24576kB, limit 24576kB, failcnt 5`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Counter {
+pub struct Counter {
     /// `memory`, `memory+swap`, `swap` or `kmem`.
     pub(super) name: String,
     pub(super) usage_bytes: u64,
@@ -52,11 +52,12 @@ pub(super) struct Counter {
 
 /// A task of the kernel's table; sizes in pages.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Listed {
+pub struct Listed {
     pub(super) pid: u32,
     pub(super) uid: u32,
     pub(super) comm: String,
-    pub(super) rss_pages: u64,
+    /// Resident memory.
+    pub rss_pages: u64,
     pub(super) anon_pages: Option<u64>,
     pub(super) file_pages: Option<u64>,
     pub(super) shmem_pages: Option<u64>,
@@ -67,7 +68,7 @@ pub(super) struct Listed {
 /// The kernel's log, from when it was opened.
 pub struct KernelLog {
     file: File,
-    parser: Parser,
+    reports: Reports,
 }
 
 impl KernelLog {
@@ -88,7 +89,7 @@ impl KernelLog {
     fn try_open(path: &Path) -> std::io::Result<Self> {
         let mut file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
         file.seek(SeekFrom::End(0))?;
-        Ok(Self { file, parser: Parser::default() })
+        Ok(Self { file, reports: Reports::default() })
     }
 
     /// Takes what was written since; never waits.
@@ -97,10 +98,10 @@ impl KernelLog {
         for _ in 0..RECORDS_MAX {
             match self.file.read(&mut buffer) {
                 Ok(0) => return,
-                Ok(length) => self.parser.record(&String::from_utf8_lossy(&buffer[..length])),
+                Ok(length) => self.reports.record(&String::from_utf8_lossy(&buffer[..length])),
                 // Records were overwritten before they were read: the next read goes on behind them. A report
                 // with a hole would be a wrong one.
-                Err(error) if error.raw_os_error() == Some(libc::EPIPE) => self.parser.open = None,
+                Err(error) if error.raw_os_error() == Some(libc::EPIPE) => self.reports.open = None,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(_) => return,
             }
@@ -109,13 +110,13 @@ impl KernelLog {
 
     /// Takes the newest report of this victim out.
     pub(super) fn take(&mut self, pid: u32) -> Option<Report> {
-        self.parser.take(pid)
+        self.reports.take(pid)
     }
 }
 
-/// Lines → reports. Pure.
+/// Lines → reports, of which the newest wait for their kill's record. Pure.
 #[derive(Default)]
-pub(super) struct Parser {
+pub struct Reports {
     open: Option<Open>,
     reports: VecDeque<Report>,
 }
@@ -135,9 +136,9 @@ enum Part {
     Tasks,
 }
 
-impl Parser {
+impl Reports {
     /// Takes one record, `PRIORITY,NUMBER,TIME,FLAGS…;TEXT`.
-    pub(super) fn record(&mut self, record: &str) {
+    pub fn record(&mut self, record: &str) {
         let Some((prefix, text)) = record.split_once(';') else { return };
         let priority = prefix.split(',').next().and_then(|text| text.parse::<u32>().ok());
         if priority.is_none_or(|priority| priority >> 3 != 0) {
@@ -150,7 +151,13 @@ impl Parser {
         }
     }
 
-    pub(super) fn take(&mut self, pid: u32) -> Option<Report> {
+    /// Those that wait, the oldest first.
+    pub fn waiting(&self) -> impl Iterator<Item = &Report> {
+        self.reports.iter()
+    }
+
+    /// Takes the newest report of this victim out.
+    pub fn take(&mut self, pid: u32) -> Option<Report> {
         let at = self.reports.iter().rposition(|report| report.pid == pid)?;
         self.reports.remove(at)
     }
@@ -297,8 +304,8 @@ mod tests {
 6,78529,12298875948,-;oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=0,2-3,cpuset=/,mems_allowed=0,oom_memcg=/pod,task_memcg=/pod/c,task=my, app,pid=22527,uid=33
 3,78530,12298875966,-;Memory cgroup out of memory: Killed process 22527 (my, app) total-vm:43260kB";
 
-    fn parse(log: &str) -> Parser {
-        let mut parser = Parser::default();
+    fn parse(log: &str) -> Reports {
+        let mut parser = Reports::default();
         log.lines().for_each(|line| parser.record(line));
         parser
     }
@@ -348,7 +355,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_text_is_taken_and_memory_stays_bounded(lines in prop::collection::vec(".{0,80}", 0..60), cut in 0usize..400) {
-            let mut parser = Parser::default();
+            let mut parser = Reports::default();
             for line in &lines {
                 parser.record(line);
                 parser.record(&format!("6,1,1,-;{line}"));

@@ -34,6 +34,15 @@ use crate::event::{Event, Fault, Identity, WallTime};
 use crate::kernel::cgroups::Hierarchies;
 use recorder::Moment;
 
+/// What the kernel's texts and files say, once somebody has read them. Pure.
+pub mod texts {
+    pub use super::cgroup::{CgroupMemory, Counts, memory_cgroup, named_numbers, single_number};
+    pub use super::kernel_log::{Counter, Listed, Report, Reports};
+    pub use super::model::NodeMemory;
+    pub use super::pressure::{Pressure, Vmstat};
+    pub use super::processes::{Process, is_zombie, listed_pids, page_bytes_in};
+}
+
 /// Marks and what belongs to them that wait for the thread. An OOM with more victims than this at once is
 /// counted, not kept whole.
 const QUEUE: usize = 256;

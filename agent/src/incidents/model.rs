@@ -155,6 +155,25 @@ pub struct NodeMemory {
     pub pressure: Option<Pressure>,
 }
 
+impl NodeMemory {
+    /// By the text of `/proc/meminfo` (proc_meminfo(5)); the pressure is not in it. Pure.
+    #[must_use]
+    pub fn parse(meminfo: &str) -> Self {
+        let bytes = |name: &str| -> Option<u64> {
+            let rest = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+            rest.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib.saturating_mul(1024))
+        };
+        Self {
+            total_bytes: bytes("MemTotal"),
+            available_bytes: bytes("MemAvailable"),
+            free_bytes: bytes("MemFree"),
+            swap_total_bytes: bytes("SwapTotal"),
+            swap_free_bytes: bytes("SwapFree"),
+            pressure: None,
+        }
+    }
+}
+
 /// A connect or a write before the kill.
 #[derive(Clone, Debug, Serialize)]
 pub struct Deed {

@@ -70,8 +70,8 @@ pub struct Sample {
 }
 
 /// Counters of `/proc/vmstat`; some are split by zone or kind, so names are matched by their beginning.
-#[derive(Clone, Copy, Default)]
-struct Vmstat([u64; 9]);
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Vmstat([u64; 9]);
 
 const COUNTERS: [&[&str]; 9] = [
     &["pgscan_direct"],
@@ -101,7 +101,7 @@ impl Samples {
     /// Takes a sample; the first is only what the second is held against.
     pub(super) fn take(&mut self, time: WallTime) {
         let Ok(text) = input::read_text(&self.proc.join("vmstat")) else { return };
-        let (free_pages, now) = vmstat(&text);
+        let (free_pages, now) = Vmstat::parse(&text);
         let pressure = read(&self.proc.join("pressure/memory"));
         let before = self.before.replace((time, now, pressure));
         let Some((since, Vmstat(before), pressed)) = before else { return };
@@ -140,41 +140,50 @@ impl Samples {
     }
 }
 
-fn vmstat(text: &str) -> (u64, Vmstat) {
-    let (mut free_pages, mut counters) = (0, Vmstat::default());
-    for line in text.lines() {
-        let Some((name, value)) = line.split_once(' ') else { continue };
-        let Ok(value) = value.trim().parse::<u64>() else { continue };
-        if name == "nr_free_pages" {
-            free_pages = value;
+impl Vmstat {
+    /// Free pages, and the counters, by the text of `/proc/vmstat`. Pure.
+    #[must_use]
+    pub fn parse(text: &str) -> (u64, Self) {
+        let (mut free_pages, mut counters) = (0, Self::default());
+        for line in text.lines() {
+            let Some((name, value)) = line.split_once(' ') else { continue };
+            let Ok(value) = value.trim().parse::<u64>() else { continue };
+            if name == "nr_free_pages" {
+                free_pages = value;
+            }
+            // The sum of the throttled ones is no scan.
+            if name == "pgscan_direct_throttle" {
+                continue;
+            }
+            let at = COUNTERS.iter().position(|names| names.iter().any(|of| name.starts_with(of)));
+            if let Some(at) = at {
+                counters.0[at] = counters.0[at].saturating_add(value);
+            }
         }
-        // The sum of the throttled ones is no scan.
-        if name == "pgscan_direct_throttle" {
-            continue;
-        }
-        let at = COUNTERS.iter().position(|names| names.iter().any(|of| name.starts_with(of)));
-        if let Some(at) = at {
-            counters.0[at] = counters.0[at].saturating_add(value);
-        }
+        (free_pages, counters)
     }
-    (free_pages, counters)
 }
 
 /// Reads a PSI file; `None` where the kernel has none, or it is switched off.
 pub(super) fn read(path: &Path) -> Option<Pressure> {
-    parse(&input::read_text(path).ok()?)
+    Pressure::parse(&input::read_text(path).ok()?)
 }
 
-/// `some avg10=0.00 avg60=0.04 avg300=0.06 total=2516853` and the same for `full`.
-fn parse(text: &str) -> Option<Pressure> {
-    let line = |kind: &str| -> Option<(f64, u64)> {
-        let fields = text.lines().find_map(|line| line.strip_prefix(kind)?.strip_prefix(' '))?;
-        let of = |name: &str| fields.split(' ').find_map(|field| field.strip_prefix(name));
-        Some((of("avg10=")?.parse().ok()?, of("total=")?.trim().parse().ok()?))
-    };
-    let (some_avg10_percent, some_total_us) = line("some")?;
-    let (full_avg10_percent, full_total_us) = line("full").unwrap_or_default();
-    Some(Pressure { some_avg10_percent, full_avg10_percent, some_total_us, full_total_us })
+impl Pressure {
+    /// `some avg10=0.00 avg60=0.04 avg300=0.06 total=2516853` and the same for `full`. Pure.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let line = |kind: &str| -> Option<(f64, u64)> {
+            let fields = text.lines().find_map(|line| line.strip_prefix(kind)?.strip_prefix(' '))?;
+            let of = |name: &str| fields.split(' ').find_map(|field| field.strip_prefix(name));
+            // `inf` and `NaN` are numbers to Rust, and none to JSON.
+            let avg10: f64 = of("avg10=")?.parse().ok().filter(|percent: &f64| percent.is_finite())?;
+            Some((avg10, of("total=")?.trim().parse().ok()?))
+        };
+        let (some_avg10_percent, some_total_us) = line("some")?;
+        let (full_avg10_percent, full_total_us) = line("full").unwrap_or_default();
+        Some(Self { some_avg10_percent, full_avg10_percent, some_total_us, full_total_us })
+    }
 }
 
 #[cfg(test)]
@@ -219,6 +228,7 @@ mod tests {
         samples.take(WallTime(2));
         let json = serde_json::to_value(&samples.all()[0]).unwrap();
         assert!(json.get("some_avg10_percent").is_none() && json["free_pages"] == 5, "{json}");
-        assert_eq!(parse("nonsense"), None);
+        assert_eq!(Pressure::parse("nonsense"), None);
+        assert_eq!(Pressure::parse("some avg10=inf total=1\n"), None);
     }
 }

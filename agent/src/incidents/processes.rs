@@ -93,7 +93,7 @@ fn of_cgroup(tree: &Tree, cgroup: &str) -> Vec<u32> {
     while let Some(path) = waiting.pop() {
         looked_at += 1;
         let text = input::read_text(&tree.folder(&path).join("cgroup.procs")).unwrap_or_default();
-        pids.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()));
+        pids.extend(listed_pids(&text));
         if pids.len() >= PROCESSES_MAX || looked_at + waiting.len() >= CGROUPS_MAX {
             break;
         }
@@ -101,6 +101,11 @@ fn of_cgroup(tree: &Tree, cgroup: &str) -> Vec<u32> {
     }
     pids.truncate(PROCESSES_MAX);
     pids
+}
+
+/// The processes of a cgroup, by the text of its cgroup.procs. Pure.
+pub fn listed_pids(text: &str) -> impl Iterator<Item = u32> {
+    text.lines().filter_map(|line| line.parse().ok())
 }
 
 fn of_node(proc: &Path) -> Vec<u32> {
@@ -112,26 +117,39 @@ fn of_node(proc: &Path) -> Vec<u32> {
         .collect()
 }
 
-/// proc_pid_status(5). Kernel threads have no memory and are none.
 fn read(proc: &Path, pid: u32) -> Option<Process> {
-    let text = input::read_text(&proc.join(format!("{pid}/status"))).ok()?;
-    let fields: HashMap<&str, &str> = text.lines().filter_map(|line| line.split_once(":\t")).collect();
-    let bytes = |name: &str| {
-        let kib: u64 = fields.get(name)?.trim().strip_suffix(" kB")?.trim().parse().ok()?;
-        Some(kib.saturating_mul(1024))
-    };
-    Some(Process {
-        pid,
-        comm: fields.get("Name").copied().unwrap_or_default().to_owned(),
-        uid: fields.get("Uid").and_then(|ids| ids.split_whitespace().next()?.parse().ok()).unwrap_or(0),
-        rss_bytes: bytes("VmRSS")?,
-        anon_rss_bytes: bytes("RssAnon"),
-        file_rss_bytes: bytes("RssFile"),
-        shmem_rss_bytes: bytes("RssShmem"),
-        swap_bytes: bytes("VmSwap"),
-        oom_score_adj: None,
-        victim: false,
-    })
+    Process::parse(pid, &input::read_text(&proc.join(format!("{pid}/status"))).ok()?)
+}
+
+impl Process {
+    /// By the text of a `/proc/PID/status` (proc_pid_status(5)). Kernel threads have no memory and are none. Pure.
+    #[must_use]
+    pub fn parse(pid: u32, status: &str) -> Option<Self> {
+        let fields: HashMap<&str, &str> = status.lines().filter_map(|line| line.split_once(":\t")).collect();
+        let bytes = |name: &str| {
+            let kib: u64 = fields.get(name)?.trim().strip_suffix(" kB")?.trim().parse().ok()?;
+            Some(kib.saturating_mul(1024))
+        };
+        Some(Self {
+            pid,
+            comm: fields.get("Name").copied().unwrap_or_default().to_owned(),
+            uid: fields.get("Uid").and_then(|ids| ids.split_whitespace().next()?.parse().ok()).unwrap_or(0),
+            rss_bytes: bytes("VmRSS")?,
+            anon_rss_bytes: bytes("RssAnon"),
+            file_rss_bytes: bytes("RssFile"),
+            shmem_rss_bytes: bytes("RssShmem"),
+            swap_bytes: bytes("VmSwap"),
+            oom_score_adj: None,
+            victim: false,
+        })
+    }
+}
+
+/// Whether a process is gone but for its parent, by the text of its `/proc/PID/stat` (proc_pid_stat(5)). Pure.
+#[must_use]
+pub fn is_zombie(stat: &str) -> bool {
+    // The name in parentheses may hold anything.
+    stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
 }
 
 /// A victim that is watched until it has ended. Its procfs folder is held open, so that another process of
@@ -147,10 +165,7 @@ impl Watched {
     pub(super) fn has_ended(&self) -> bool {
         let Some(folder) = &self.0 else { return true };
         let stat = PathBuf::from(format!("/proc/self/fd/{}/stat", folder.as_raw_fd()));
-        // The name in parentheses may hold anything.
-        input::read_text(&stat).map_or(true, |stat| {
-            stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
-        })
+        input::read_text(&stat).map_or(true, |stat| is_zombie(&stat))
     }
 
     /// The path of its memory cgroup, while it still has one.
@@ -162,10 +177,16 @@ impl Watched {
     }
 }
 
-/// Bytes of a page: AT_PAGESZ of getauxval(3).
+/// Bytes of a page.
 pub(super) fn page_bytes() -> u64 {
-    const AT_PAGESZ: u64 = 6;
     let auxv = input::read_bytes(Path::new("/proc/self/auxv"), input::TEXT_MAX_BYTES).unwrap_or_default();
+    page_bytes_in(&auxv)
+}
+
+/// Bytes of a page, by the bytes of `/proc/self/auxv` (AT_PAGESZ of getauxval(3)). Pure.
+#[must_use]
+pub fn page_bytes_in(auxv: &[u8]) -> u64 {
+    const AT_PAGESZ: u64 = 6;
     let word = |bytes: &[u8]| bytes.try_into().map_or(0, usize::from_ne_bytes) as u64;
     let (pairs, _) = auxv.as_chunks::<{ 2 * size_of::<usize>() }>();
     pairs

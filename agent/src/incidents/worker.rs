@@ -257,7 +257,8 @@ impl Worker {
         let path = victim?.to_owned();
         let before = self.before(&path)?;
         if self.baseline.len() < BASELINE_MAX || self.baseline.contains_key(&path) {
-            self.baseline.insert(path.clone(), Counts { oom_kills: before.oom_kills + 1, ..before });
+            self.baseline
+                .insert(path.clone(), Counts { oom_kills: before.oom_kills.saturating_add(1), ..before });
         }
         Some((path, before.oom_kills))
     }
@@ -527,19 +528,8 @@ fn scope_at(place: &Place, scope: OomScope) -> OomScope {
 }
 
 fn node_memory(proc: &Path) -> NodeMemory {
-    let text = crate::input::read_text(&proc.join("meminfo")).unwrap_or_default();
-    let bytes = |name: &str| -> Option<u64> {
-        let rest = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-        rest.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib.saturating_mul(1024))
-    };
-    NodeMemory {
-        total_bytes: bytes("MemTotal"),
-        available_bytes: bytes("MemAvailable"),
-        free_bytes: bytes("MemFree"),
-        swap_total_bytes: bytes("SwapTotal"),
-        swap_free_bytes: bytes("SwapFree"),
-        pressure: pressure::read(&proc.join("pressure/memory")),
-    }
+    let meminfo = crate::input::read_text(&proc.join("meminfo")).unwrap_or_default();
+    NodeMemory { pressure: pressure::read(&proc.join("pressure/memory")), ..NodeMemory::parse(&meminfo) }
 }
 
 #[cfg(test)]

@@ -104,8 +104,9 @@ impl Hierarchies {
     }
 }
 
-/// Number of the hierarchy with the v1 memory controller, by the text of a `/proc/PID/cgroup` (cgroups(7)).
-fn memory_hierarchy(text: &str) -> Option<u32> {
+/// Number of the hierarchy with the v1 memory controller, by the text of a `/proc/PID/cgroup` (cgroups(7)). Pure.
+#[must_use]
+pub fn memory_hierarchy(text: &str) -> Option<u32> {
     text.lines().find_map(|line| {
         let mut fields = line.splitn(3, ':');
         let (number, controllers) = (fields.next()?, fields.next()?);

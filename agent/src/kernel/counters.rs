@@ -234,18 +234,7 @@ impl Counters {
             .iter()
             .map(|(name, fd)| {
                 let path = format!("/proc/self/fdinfo/{}", fd.as_raw_fd());
-                let text = input::read_text(Path::new(&path)).unwrap_or_default();
-                let field = |wanted: &str| {
-                    text.lines()
-                        .find_map(|line| line.strip_prefix(wanted)?.trim().parse().ok())
-                        .unwrap_or_default()
-                };
-                ProgramTotals {
-                    program: name.clone(),
-                    run_time_ns: field("run_time_ns:"),
-                    runs: field("run_cnt:"),
-                    missed_runs: field("recursion_misses:"),
-                }
+                ProgramTotals::parse(name, &input::read_text(Path::new(&path)).unwrap_or_default())
             })
             .collect()
     }

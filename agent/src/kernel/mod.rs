@@ -37,6 +37,7 @@ pub use diagnostics::Diagnostics;
 pub use ladder::Rung;
 pub use ledger::{Cell, Kept, KillsTold, Ledger, Notes};
 pub use load::{Core, KernelError, Programs};
+pub use pinned::id_in_fdinfo;
 pub use pins::Pinning;
 pub use report::{Histogram, ProbeInfo, ProgramTotals, Report};
 pub use rings::{OomRing, Rings};

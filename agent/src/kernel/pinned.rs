@@ -70,9 +70,14 @@ pub(super) fn id(object: BorrowedFd<'_>) -> Option<u32> {
 
 /// The same from procfs: Linux 5.7 tells nothing of links in the other way.
 fn id_in_text(object: BorrowedFd<'_>) -> Option<u32> {
+    let path = format!("/proc/self/fdinfo/{}", object.as_raw_fd());
+    id_in_fdinfo(&crate::input::read_text(Path::new(&path)).ok()?)
+}
+
+/// The kernel's number of a map, a program or a link, by the text of its `/proc/PID/fdinfo`. Pure.
+#[must_use]
+pub fn id_in_fdinfo(text: &str) -> Option<u32> {
     // Of a program that a link holds both numbers are told; a link's own comes last.
-    let text =
-        crate::input::read_text(Path::new(&format!("/proc/self/fdinfo/{}", object.as_raw_fd()))).ok()?;
     ["link_id:", "map_id:", "prog_id:"]
         .iter()
         .find_map(|kind| text.lines().find_map(|line| line.strip_prefix(kind)?.trim().parse().ok()))

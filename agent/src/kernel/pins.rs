@@ -45,7 +45,7 @@ pub struct Pinning<'a> {
 
 /// What a set consists of.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub(super) struct Manifest {
+pub struct Manifest {
     /// [`LAYOUT_VERSION`].
     pub layout: u32,
     /// The state folder.
@@ -69,8 +69,18 @@ pub(super) struct Manifest {
 }
 
 impl Manifest {
+    /// By the bytes of its pin: JSON up to the first NUL. Pure.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
+        let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+        serde_json::from_slice(text).map_err(|error| error.to_string())
+    }
+
     /// Whether each probe that is switched on has one.
-    pub(super) fn has_every_hook(&self) -> bool {
+    #[must_use]
+    pub fn has_every_hook(&self) -> bool {
         self.probes.iter().all(|(_, variant, refused)| {
             variant != "none" || refused.iter().any(|reason| reason.starts_with("switched off"))
         })
@@ -248,8 +258,7 @@ impl PinSet {
         let map: Array<_, [u8; MANIFEST_BYTES]> =
             map.try_into().map_err(|error: aya::maps::MapError| error.to_string())?;
         let bytes = map.get(&0, 0).map_err(|error| error.to_string())?;
-        let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
-        serde_json::from_slice(text).map_err(|error| error.to_string())
+        Manifest::parse(&bytes)
     }
 
     /// Pins what an older set holds of maps and rings here too.

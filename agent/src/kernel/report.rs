@@ -83,6 +83,22 @@ pub struct ProgramTotals {
     pub missed_runs: u64,
 }
 
+impl ProgramTotals {
+    /// What `/proc/PID/fdinfo` says of a program's descriptor (`bpf_prog_show_fdinfo` in kernel/bpf/syscall.c). Pure.
+    #[must_use]
+    pub fn parse(program: &str, fdinfo: &str) -> Self {
+        let field = |wanted: &str| {
+            fdinfo.lines().find_map(|line| line.strip_prefix(wanted)?.trim().parse().ok()).unwrap_or_default()
+        };
+        Self {
+            program: program.to_owned(),
+            run_time_ns: field("run_time_ns:"),
+            runs: field("run_cnt:"),
+            missed_runs: field("recursion_misses:"),
+        }
+    }
+}
+
 /// Which hook a probe uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProbeInfo {

@@ -79,8 +79,18 @@ pub(super) async fn list(socket: &Path) -> Result<Names, CriError> {
 
 async fn ask(mut requests: SendRequest<Bytes>) -> Result<Names, CriError> {
     // Containers first: a pod is there before its containers, so each of them finds its pod.
-    let containers: Containers = call(&mut requests, "ListContainers").await?;
-    let pods: Pods = call(&mut requests, "ListPodSandbox").await?;
+    let containers = call(&mut requests, "ListContainers").await?;
+    let pods = call(&mut requests, "ListPodSandbox").await?;
+    names_in(&containers, &pods)
+}
+
+/// The names in the answers to `ListContainers` and `ListPodSandbox`, each one message with its prefix. Pure.
+///
+/// # Errors
+/// [`CriError::Malformed`].
+pub fn names_in(containers: &[u8], pods: &[u8]) -> Result<Names, CriError> {
+    let containers: Containers = read_message(containers)?;
+    let pods: Pods = read_message(pods)?;
     let mut names = Names::default();
     for pod in pods.items {
         let Some(metadata) = pod.metadata else { continue };
@@ -100,10 +110,7 @@ async fn ask(mut requests: SendRequest<Bytes>) -> Result<Names, CriError> {
     Ok(names)
 }
 
-async fn call<M: Message + Default>(
-    requests: &mut SendRequest<Bytes>,
-    method: &'static str,
-) -> Result<M, CriError> {
+async fn call(requests: &mut SendRequest<Bytes>, method: &'static str) -> Result<BytesMut, CriError> {
     let request = Request::builder()
         .method(Method::POST)
         .uri(format!("http://localhost/runtime.v1.RuntimeService/{method}"))
@@ -132,7 +139,7 @@ async fn call<M: Message + Default>(
     }
     let trailers = stream.trailers().await?.unwrap_or_default();
     check_status(&trailers, true)?;
-    read_message(&bytes)
+    Ok(bytes)
 }
 
 fn check_status(headers: &HeaderMap, needed: bool) -> Result<(), CriError> {

@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
-pub use client::CriError;
+pub use client::{CriError, names_in};
 
 use super::names::Names;
 use crate::event::IdentityTotals;
