@@ -187,7 +187,9 @@ fn restarts_count_on() -> Result<()> {
 
 #[test]
 fn incidents_are_whole() -> Result<()> {
-    these_variants(&["auto"], "incident", "oom_kill", |_, _| incidents::is_one_file().map(|()| Value::Null))
+    these_variants(&["auto"], "incident", "oom_kill", |_, _| {
+        incidents::is_one_file(false).map(|()| Value::Null)
+    })
 }
 
 /// Ways to put bytes into a file, with whether system call hooks see them.
