@@ -67,9 +67,14 @@ impl Full {
     fn accept_once_asked(&self) -> Result<()> {
         let port = Self::address(&self.listener)?.port();
         let asking = format!("0100007F:{port:04X} 02 ");
-        eventually(SOON, "a socket in SYN_SENT", || {
+        // The state is set before the SYN goes out; the timer for the next one (01) after it was dropped.
+        let is_dropped = |socket: &str| {
+            socket.contains(&asking)
+                && socket.split_whitespace().nth(5).is_some_and(|timer| timer.starts_with("01:"))
+        };
+        eventually(SOON, "a socket in SYN_SENT whose SYN is out", || {
             let sockets = fs::read_to_string("/proc/net/tcp")?;
-            Ok(if sockets.contains(&asking) { Look::Done(()) } else { Look::NotYet(sockets) })
+            Ok(if sockets.lines().any(is_dropped) { Look::Done(()) } else { Look::NotYet(sockets) })
         })?;
         self.listener.accept()?;
         Ok(())

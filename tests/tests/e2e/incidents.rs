@@ -70,6 +70,12 @@ fn show(state: &Path, rest: &[&str]) -> Result<Finished> {
 
 #[test]
 fn an_incident_is_one_file_with_limit_victim_allocator_processes_and_last_deeds() -> Result<()> {
+    is_one_file(true)
+}
+
+/// `by_itself`: whether it is the victim that allocates. Where files lie on a loop device, it may be the kernel's
+/// worker that writes for it.
+pub(super) fn is_one_file(by_itself: bool) -> Result<()> {
     let rig = rig("")?;
     let cgroup = small_cgroup()?;
     let file = rig.folder.path().join("last words");
@@ -85,15 +91,20 @@ fn an_incident_is_one_file_with_limit_victim_allocator_processes_and_last_deeds(
     ensure!(limit["kind"] == "cgroup" && limit["cgroup"] == cgroup.path(), "{limit:#}");
     ensure!(limit["limit_bytes"] == LIMIT, "{limit:#}");
     let event = &incident["victims"][0]["event"];
-    ensure!(victims(&incident) == [u64::from(pid)] && event["cgroup"] == cgroup.path(), "{incident:#}");
+    ensure!(victims(&incident) == [u64::from(pid)], "{incident:#}");
+    // Linux 5.10 tells the victim's number only, and of one that is dying already procfs knows no cgroup.
+    ensure!(event["cgroup"] == cgroup.path() || (!by_itself && event["cgroup"].is_null()), "{incident:#}");
     let told = rig.agent.event("oom_kill", |event| event["victim_pid"] == pid)?;
     ensure!(*event == told, "the event is kept as it was told: {event:#} {told:#}");
     let fault = rig.agent.event("fault", |event| event["pid"] == pid)?;
     ensure!(incident["victims"][0]["fault"]["trace_id"] == fault["trace_id"], "{incident:#}");
     let by = incident["victims"][0]["confirmed_by"].as_array().context("no confirmed_by")?;
     ensure!(by.iter().any(|how| how == "exit") && by.iter().any(|how| how == "kill_count"), "{by:?}");
-    ensure!(event["trigger_pid"] == pid, "it was the victim itself that allocated: {event:#}");
-    ensure!(incident["victims"][0]["trigger_cgroup"] == cgroup.path(), "{incident:#}");
+    ensure!(event["trigger_pid"].is_u64(), "{event:#}");
+    if by_itself || event["trigger_pid"] == pid {
+        ensure!(event["trigger_pid"] == pid, "it was the victim itself that allocated: {event:#}");
+        ensure!(incident["victims"][0]["trigger_cgroup"] == cgroup.path(), "{incident:#}");
+    }
 
     let memory = &incident["memory"]["limit"];
     ensure!(memory["limit_bytes"] == LIMIT && memory["cgroup"] == cgroup.path(), "{memory:#}");

@@ -16,7 +16,9 @@ use galen_tests::wait::{Look, eventually};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::{connect_phases, destinations, file_write, flood, hooks, lifecycle, oom_kill};
+use super::{
+    connect_phases, destinations, file_write, flood, hooks, incidents, lifecycle, oom_kill, restarts,
+};
 
 fn agent(variant: &str) -> Result<Agent> {
     Agent::start(&format!("kernel: {{ variant: {variant} }}\n"))
@@ -173,6 +175,21 @@ fn a_function_that_the_kernel_lacks_is_named() -> Result<()> {
 #[test]
 fn ends() -> Result<()> {
     each_variant("SIGTERM", "file_write", |variant, _| lifecycle::last_words(variant).map(|()| Value::Null))
+}
+
+#[test]
+fn restarts_count_on() -> Result<()> {
+    each_variant("restart", "file_write", |variant, _| {
+        let is_counted = restarts::goes_on(variant)?;
+        Ok(json!(if is_counted { "counted" } else { "not counted" }))
+    })
+}
+
+#[test]
+fn incidents_are_whole() -> Result<()> {
+    these_variants(&["auto"], "incident", "oom_kill", |_, _| {
+        incidents::is_one_file(false).map(|()| Value::Null)
+    })
 }
 
 /// Ways to put bytes into a file, with whether system call hooks see them.

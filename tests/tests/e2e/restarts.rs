@@ -57,7 +57,8 @@ fn every_kind_of_hook_goes_on_without_an_agent() -> Result<()> {
     Ok(())
 }
 
-fn goes_on(variant: &str) -> Result<()> {
+/// One kind of hook; gives whether writes between the two agents are counted.
+pub(super) fn goes_on(variant: &str) -> Result<bool> {
     let place = Place::new()?;
     let yaml = format!("kernel: {{ variant: {variant} }}\n");
     let (cgroup, folder) = (Cgroup::new("hooks")?, TempDir::with_prefix("galen-test-")?);
@@ -81,11 +82,14 @@ fn goes_on(variant: &str) -> Result<()> {
     let is_held = counting_on_with(variant)?;
     load("between")?;
     let agent = place.agent(&yaml)?;
-    agent.log("nothing had to be loaded")?;
+    // Where the kernel refuses one of the hooks, each start tries it again: on new programs and the same maps.
+    let is_whole = !before.iter().any(|probe| probe.contains("\"none\""));
+    agent.log(if is_whole { "nothing had to be loaded" } else { "its counters continue" })?;
     ensure!(hooks(&agent)? == before, "{:?}, and before {before:?}", hooks(&agent)?);
     load("last")?;
     writes(&agent, &cgroup, 2 + u64::from(is_held))?;
-    connects(&agent, &cgroup, 2 + u64::from(is_held || variant != "tracepoint"))
+    connects(&agent, &cgroup, 2 + u64::from(is_held || variant != "tracepoint"))?;
+    Ok(is_held)
 }
 
 /// The rings overflow all the time, and agents crash and are stopped meanwhile.

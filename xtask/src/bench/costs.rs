@@ -22,6 +22,10 @@ const CONNECTS: [Load; 1] = [Load { row: "connect", arguments: ["connect", "8000
 /// How much of the rate without a program is to be left.
 const RATE_GOAL: f64 = 0.95;
 
+/// A write may cost this much more, and this part of what the peer adds.
+const WRITE_GOAL_NS: f64 = 200.0;
+const WRITE_UNDER_PEER: f64 = 4.0;
+
 /// A program of one's own may cost a tenth more than one that does nothing.
 const OVER_EMPTY: f64 = 1.1;
 
@@ -48,7 +52,12 @@ fn rows_of_added(measured: &Rounds) -> Vec<Row> {
         let added = measured.added_ns(0, index);
         let row = Row::of(format!("{}_added_ns", load.row), "ns", Better::Lower, &added);
         let peer = measured.added_ns(1, index);
-        rows.extend(row.map(|row| row.peer("bpftrace", &peer).beat("bpftrace")));
+        rows.extend(row.map(|row| match stats::median(&peer) {
+            Some(peers) if load.row == WRITE_NULL.row => {
+                row.peer("bpftrace", &peer).goal(WRITE_GOAL_NS.min(peers / WRITE_UNDER_PEER))
+            }
+            _ => row.peer("bpftrace", &peer).beat("bpftrace"),
+        }));
     }
     rows
 }

@@ -64,6 +64,7 @@ fn measure(effort: &Effort, peers: &Peers) -> Result<Vec<Row>> {
     rows.extend(programs::rows(peers)?);
     eprintln!("bench: rings");
     rows.extend(ring_row(effort)?);
+    rows.extend(decoded_row(if effort.rounds > 3 { 5 } else { 3 })?);
     eprintln!("bench: {} OOM kills", effort.kills);
     rows.extend(oom::rows(effort.kills, bpftrace)?);
     rows.extend(decision::rows(effort.kills)?);
@@ -115,6 +116,24 @@ fn ring_row(effort: &Effort) -> Result<Option<Row>> {
     }
     agent.stop()?;
     Ok(Row::of("ring_lossless_events_per_s_per_cpu", "events/s", Better::Higher, &best))
+}
+
+/// Records a second from the kernel to decoded events, a CPU each side, none lost: see `agent/benches/rings.rs`.
+fn decoded_row(rounds: usize) -> Result<Option<Row>> {
+    let mut rates = Vec::new();
+    for _ in 0..rounds {
+        let mut command = build::cargo_with_object();
+        command.args(["bench", "--package", crate::package::AGENT, "--bench", "rings"]);
+        let said = child::output(&mut command).context("records from a ring to events")?;
+        let found: serde_json::Value = serde_json::from_str(said.trim()).context("the benchmark of rings")?;
+        let number = |name: &str| found[name].as_f64().with_context(|| format!("no {name} in {found}"));
+        if number("events")? != number("offered")? || number("wrong")? != 0.0 {
+            bail!("records were lost or broken: {found}");
+        }
+        rates.push(number("events_per_s")?);
+    }
+    let row = Row::of("ring_decoded_events_per_s", "events/s", Better::Higher, &rates);
+    Ok(row.map(|row| row.goal(3e6)))
 }
 
 struct Step {

@@ -22,6 +22,8 @@ pub(super) struct Cell {
     outcome: String,
     /// The kernel's reason, the test's error, or the variant that was taken.
     detail: String,
+    /// What the test found beside that it works.
+    found: String,
     /// Ways to write, with whether they are seen.
     ways: Vec<(String, String)>,
 }
@@ -47,8 +49,10 @@ fn cell(json: &str) -> Result<Cell> {
     let text = |name: &str| line[name].as_str().map(str::to_owned).with_context(|| format!("no {name}"));
     let detail = &line["detail"];
     let taken = detail["variant"].as_str();
-    let ways = detail["detail"].as_object().into_iter().flatten();
+    let found = &detail["detail"];
+    let ways = found.as_object().into_iter().flatten();
     Ok(Cell {
+        found: found.as_str().unwrap_or_default().to_owned(),
         subject: text("subject")?,
         variant: text("variant")?,
         outcome: text("outcome")?,
@@ -137,7 +141,9 @@ fn rows_of(kernel: &Found) -> Vec<(Table, String, String)> {
 
 fn said(cell: &Cell) -> String {
     match &*cell.outcome {
-        "works" if cell.variant == "auto" => format!("`{}`", cell.detail),
+        "works" if cell.variant == "auto" && cell.found.is_empty() => format!("`{}`", cell.detail),
+        "works" if cell.variant == "auto" => format!("`{}`, {}", cell.detail, cell.found),
+        "works" if !cell.found.is_empty() => cell.found.clone(),
         "as auto" => format!("`{}`", cell.detail),
         other => other.to_owned(),
     }
@@ -184,6 +190,8 @@ With `kernel.variant` set to each variant. For `auto`, the variant that the agen
 - **connects**: accepted, refused (IPv4, IPv6) and never answered: exact counts by outcome, an event for each, retransmitted SYNs.
 - **coverage**: the table further below.
 - **hot-plug**: 40,000 writes and more by four processes while one of the two CPUs goes off and comes back three times: as accounts.
+- **incident**: an OOM kill's file with the limit that was hit, the victim, who was allocating, the largest processes, the last connects and writes, confirmed by the victim's end and by the cgroup's own count.
+- **restart**: an agent ends and the next one takes over what is pinned: all writes and connects are counted once, those between the two included where the kernel can pin the attachment: *counted*; else *not counted*.
 - **writes**: exact numbers of writes, bytes and errors of five system calls; and of a filesystem that gets full, with a short write and ENOSPC.
 ";
 
