@@ -71,7 +71,7 @@ pub static WRITE_STATS: HashMap<CgroupKey, WriteStats, 64> = HashMap::new();
 #[btf_map]
 pub static WRITE_ERRORS: HashMap<WriteErrorKey, u64, 4096> = HashMap::new();
 
-/// The value is the epoch of [`RUNTIME`] under which the file was touched last.
+/// What was written to each file by each cgroup, and the epoch of [`RUNTIME`] whose agent was told of it.
 #[btf_map]
 pub static TOUCHED_FILES: LruHashMap<TouchedFileKey, FileStats, 1024> = LruHashMap::new();
 

@@ -143,11 +143,11 @@ where
             elem_flags: 0,
             flags: 0,
         };
+        let bytes = size_of::<BatchAttr>();
         // SAFETY: the attribute names places that outlive the call: `count` keys and values of the sizes that
         // the map has (aya compared them when it was taken; each is a multiple of 8, as the kernel rounds a
         // value's size up to that), and two positions.
-        let done =
-            unsafe { libc::syscall(libc::SYS_bpf, LOOKUP_BATCH, &raw mut attr, size_of::<BatchAttr>()) };
+        let done = unsafe { libc::syscall(libc::SYS_bpf, LOOKUP_BATCH, &raw mut attr, bytes) };
         let error = (done < 0).then(std::io::Error::last_os_error);
         let is_last = match error {
             None => false,
