@@ -1,8 +1,7 @@
 //! How long after the kernel's mark the decision maker has an OOM kill, idle and with all CPUs flooded.
 
-use std::io::{BufRead, BufReader};
 use std::process::Child;
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::Receiver;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -10,7 +9,7 @@ use anyhow::{Context, Result, anyhow};
 use serde_json::Value;
 
 use super::agent::{Agent, Options};
-use super::oom::{Cgroup, LIMIT_BYTES, epoch_ns};
+use super::oom::{Cgroup, LIMIT_BYTES, epoch_ns, lines};
 use super::{Better, Row, stats, workload};
 use crate::paths;
 
@@ -43,13 +42,13 @@ pub(super) fn rows(kills: usize) -> Result<Vec<Row>> {
 fn delays(kills: usize, is_flooded: bool, config: &str) -> Result<Vec<f64>> {
     let cgroup = Cgroup::create("decision", Some(LIMIT_BYTES))?;
     let mut agent = Agent::start(Options { config, events: true, ..Options::default() })?;
-    let events = events(agent.events.take().ok_or_else(|| anyhow!("the agent has no output"))?);
+    let lines = lines(agent.events.take().ok_or_else(|| anyhow!("the agent has no output"))?);
     let flood = if is_flooded { Some(Flood::start()?) } else { None };
     let path = cgroup.path.to_string_lossy().into_owned();
     let mut delays = Vec::new();
     for _ in 0..kills {
         let mut victim = workload::spawn(&["oom", &path])?;
-        let found = decided_after_ms(&events, victim.id());
+        let found = decided_after_ms(&lines, victim.id());
         // It is dead unless its cgroup did not kill it, which would hang the wait.
         drop(victim.kill());
         victim.wait().context("cannot wait for the victim")?;
@@ -82,27 +81,16 @@ impl Drop for Flood {
     }
 }
 
-fn events(output: std::process::ChildStdout) -> Receiver<Value> {
-    let (sender, receiver) = mpsc::channel();
-    // Ends with the agent's output; what nobody receives any more is dropped.
-    thread::spawn(move || {
-        for line in BufReader::new(output).lines().map_while(std::result::Result::ok) {
-            let Ok(event) = serde_json::from_str::<Value>(&line) else { continue };
-            let is_wanted = event["kind"] == "healing" || event["signal"] == "oom_kill";
-            if is_wanted && sender.send(event).is_err() {
-                break;
-            }
-        }
-    });
-    receiver
-}
-
 /// From the kernel's mark of this victim to the time of the first decision on it.
-fn decided_after_ms(events: &Receiver<Value>, victim_pid: u32) -> Option<f64> {
+fn decided_after_ms(lines: &Receiver<(String, u64)>, victim_pid: u32) -> Option<f64> {
     let end = Instant::now() + PATIENCE;
     let (mut marked, mut decisions) = (None, Vec::new());
     loop {
-        let event = events.recv_timeout(end.saturating_duration_since(Instant::now())).ok()?;
+        let (line, _) = lines.recv_timeout(end.saturating_duration_since(Instant::now())).ok()?;
+        let event: Value = serde_json::from_str(&line).ok()?;
+        if event["kind"] != "healing" && event["signal"] != "oom_kill" {
+            continue;
+        }
         let time_ns = epoch_ns(event["time"].as_str()?)?;
         let trace = event["trace_id"].clone();
         if event["kind"] == "healing" {

@@ -62,7 +62,7 @@ fn delays(kills: usize, cgroup: &Cgroup, mut delay: impl FnMut(u32) -> Option<f6
 }
 
 /// Lines of the agent with their time of arrival since the epoch, in nanoseconds.
-fn lines(output: ChildStdout) -> Receiver<(String, u64)> {
+pub(super) fn lines(output: ChildStdout) -> Receiver<(String, u64)> {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
         for line in BufReader::new(output).lines().map_while(std::result::Result::ok) {
