@@ -375,6 +375,14 @@ impl Agent {
         command::signal(&self.child, signal)
     }
 
+    /// Sends a signal to one of its threads.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn signal_thread(&self, thread: u32, signal: i32) -> Result<()> {
+        command::signal_thread(&self.child, thread, signal)
+    }
+
     /// Whether it still runs.
     ///
     /// # Errors
@@ -409,8 +417,11 @@ impl Drop for Agent {
         if self.ended {
             return;
         }
+        // Shown by the test harness with a test that failed: what it hangs in, if it does, and what it said.
+        if self.is_running().unwrap_or(false) {
+            eprintln!("the agent runs:\n    {}", command::threads_doing(self.child.id()));
+        }
         command::kill_child(&mut self.child);
-        // Shown by the test harness with a test that failed.
         eprintln!("the agent's last words:\n    {}", self.stderr.tail());
     }
 }

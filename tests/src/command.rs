@@ -149,6 +149,37 @@ pub fn signal(child: &Child, signal: i32) -> Result<()> {
     Ok(())
 }
 
+/// Sends a signal to one thread of a child that has not been waited for.
+///
+/// # Errors
+/// The kernel refuses, or the thread is gone.
+pub fn signal_thread(child: &Child, thread: u32, signal: i32) -> Result<()> {
+    let (pid, tid) = (child.id(), thread);
+    // SAFETY: the call takes no pointers; the child was not reaped, so its id is its own, and the kernel
+    // refuses a thread of another process.
+    let failed = unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, signal) } != 0;
+    if failed {
+        return Err(std::io::Error::last_os_error())
+            .with_context(|| format!("cannot signal thread {tid} of {pid}"));
+    }
+    Ok(())
+}
+
+/// What each thread of a process does just now, a line each: its name, state and where in the kernel it waits.
+#[must_use]
+pub fn threads_doing(pid: u32) -> String {
+    let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return String::new() };
+    let of = |entry: std::fs::DirEntry| {
+        let read = |file| std::fs::read_to_string(entry.path().join(file)).unwrap_or_default();
+        let (stat, status) = (read("stat"), read("status"));
+        let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().get(..1)).unwrap_or("gone");
+        let signals: Vec<&str> = status.lines().filter(|line| line.starts_with("Sig")).collect();
+        let (comm, wchan) = (read("comm"), read("wchan"));
+        format!("{} {state} in {wchan}, {}", comm.trim(), signals.join(" "))
+    };
+    entries.flatten().map(of).collect::<Vec<_>>().join("\n    ")
+}
+
 /// Runs one of the machine's own tools.
 ///
 /// # Errors

@@ -6,8 +6,9 @@
 //! a file on a server that is gone can hang, and must not hold up who asked.
 //!
 //! Invariant: a question is answered, or given up, within [`ANSWER_MAX`]. The thread ends with who asks; one that
-//! hangs is left behind.
+//! hangs is left behind. It takes no signal of the process: what a handler does it is not allowed.
 
+use std::mem::MaybeUninit;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -71,6 +72,7 @@ impl Links {
 }
 
 fn confine(settings: &config::Privileges) {
+    leave_signals_to_others();
     let kept = SYS_PTRACE.union(DAC_READ_SEARCH);
     if settings.drop
         && let Err(error) = capabilities::keep(kept)
@@ -85,6 +87,18 @@ fn confine(settings: &config::Privileges) {
         && let Err(error) = seccomp::allow_links_only()
     {
         tracing::warn!("the thread that names files may make every system call: {error}");
+    }
+}
+
+/// The kernel hands a signal of the process to any thread that does not block it: here the handler could not tell
+/// the runtime, and a SIGTERM would be lost.
+fn leave_signals_to_others() {
+    let mut all = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: the first call fills the set that the second reads; both outlive the calls, and the mask is this
+    // thread's own. Neither fails with these arguments (sigfillset(3), pthread_sigmask(3)).
+    unsafe {
+        libc::sigfillset(all.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_BLOCK, all.as_ptr(), std::ptr::null_mut());
     }
 }
 

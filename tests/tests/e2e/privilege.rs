@@ -176,6 +176,26 @@ fn signals_while_it_starts_are_not_lost_and_end_nothing_halfway() -> Result<()> 
     Ok(())
 }
 
+/// The kernel gives a signal of the process to whichever thread is at hand.
+#[test]
+fn a_signal_is_heeded_whichever_thread_it_reaches() -> Result<()> {
+    let mut agent = Agent::start("")?;
+    agent.wait_ready()?;
+    let hangup = 1_u64 << (libc::SIGHUP - 1);
+    let mut reached = 0;
+    for (name, fields) in threads(agent.pid())? {
+        if u64::from_str_radix(&fields["SigBlk"], 16)? & hangup != 0 {
+            continue;
+        }
+        let mark = agent.stderr.mark();
+        agent.signal_thread(fields["Pid"].parse()?, libc::SIGHUP)?;
+        agent.log_from(mark, "read again").with_context(|| name.clone())?;
+        reached += 1;
+    }
+    ensure!(reached > 2, "{reached} threads take signals");
+    agent.stop()
+}
+
 #[test]
 fn another_user_with_five_capabilities_is_enough() -> Result<()> {
     let mut agent = Start::with("").as_nobody_with(&ALL).start()?;
