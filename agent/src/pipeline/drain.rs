@@ -168,20 +168,18 @@ impl Drain {
         let now = monotonic();
         for raw in raws.drain(..) {
             let (probe, time_mono_ns) = (raw.probe(), raw.time_mono_ns);
-            let (event, cgroup_key) = self.enricher.event(raw, &self.book);
-            let told = match &event.body {
-                Body::OomKill(kill) => Some((event.clone(), kill.scope)),
-                _ => {
-                    self.incidents.record(&event, cgroup_key);
-                    None
-                }
-            };
-            let fault = self.outlet.kernel_event(event, now);
-            if let Some((event, scope)) = told {
-                Enricher::note(&event.task, cgroup_key, time_mono_ns, &self.book);
-                self.book.count_oom_kill(cgroup_key, scope);
-                self.incidents.mark(Mark { event, cgroup_key, fault });
+            let (mut event, cgroup_key) = self.enricher.event(raw, &self.book);
+            let raised = self.outlet.decide(&event);
+            self.enricher.look_at_victim(&mut event);
+            Enricher::note(&event.task, cgroup_key, time_mono_ns, &self.book);
+            if let Body::OomKill(kill) = &event.body {
+                self.book.count_oom_kill(cgroup_key, kill.scope);
+                let fault = raised.as_ref().map(|raised| raised.fault.clone());
+                self.incidents.mark(Mark { event: event.clone(), cgroup_key, fault });
+            } else {
+                self.incidents.record(&event, cgroup_key);
             }
+            self.outlet.kernel_event(event, raised, now);
             self.book.fates.delivered(probe);
         }
         if self.incidents.waits_for_rings() {

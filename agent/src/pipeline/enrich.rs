@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use super::book::{Book, lock};
 use super::clock::WallClock;
 use crate::event::decode::{Raw, RawBody, RawOomKill, RawWrite};
-use crate::event::{Body, Event, FileWrite, Identity, OomKill, OomScope, Probe, Task};
+use crate::event::{Body, Event, FileWrite, Identity, OomKill, OomScope, Task};
 use crate::identity::{Files, OomFunctions, is_dying, is_exiting};
 use crate::input;
 use crate::privilege::links::Links;
@@ -40,21 +40,19 @@ impl Enricher {
         self.clock = WallClock::read();
     }
 
-    /// The event that a record tells of, and the key of its cgroup, 0 when that is not known.
+    /// The event that a record tells of, and the key of its cgroup, 0 when that is not known. Of a victim it has
+    /// what the record has: the rest is for [`Self::look_at_victim`].
     pub(super) fn event(&mut self, raw: Raw, book: &Book) -> (Event, u64) {
         let (key, identity) = match raw.cgroup_id {
             Some(key) => (key, lock(&book.cgroups).identity(key)),
             None => self.identity_from_proc(&raw, book),
         };
-        if raw.probe() != Probe::OomKill {
-            Self::note(&raw.task, key, raw.time_mono_ns, book);
-        }
         let body = match raw.body {
             RawBody::TcpConnect(connect) => Body::TcpConnect(connect),
             RawBody::FileWrite(write) => Body::FileWrite(self.file_write(&write, raw.task.pid)),
-            RawBody::OomKill(kill) => Body::OomKill(self.oom_kill(&kill, &raw.task)),
+            RawBody::OomKill(kill) => Body::OomKill(self.oom_kill(*kill, &raw.task)),
         };
-        let event = Event {
+        let mut event = Event {
             time: self.clock.at(raw.time_mono_ns),
             kind: body.kind(),
             node: Arc::clone(&self.node),
@@ -62,11 +60,33 @@ impl Enricher {
             identity,
             body,
         };
+        // Older kernels tell a number only, and to decide on that is to decide on nothing.
+        if event.task.comm.is_none() {
+            self.look_at_victim(&mut event);
+        }
         (event, key)
     }
 
-    /// Keeps what a process is, for as long as it is known. Of the victim of an OOM kill this is done once the
-    /// decision maker has the kill: looking at a process takes longer than deciding.
+    /// Adds what procfs knows of the victim of an OOM kill. It can wait for a lock that the kernel holds while it
+    /// writes of the kill to a serial console, so the decision maker has the kill before this.
+    pub(super) fn look_at_victim(&self, event: &mut Event) {
+        let Body::OomKill(kill) = &mut event.body else { return };
+        if kill.confirmed.is_some() {
+            return;
+        }
+        let pid = kill.victim_pid;
+        // The signal is pending no more once the victim acts on it, and then it is exiting.
+        if !self.is_dying(pid) && !self.is_exiting(pid) {
+            return;
+        }
+        kill.confirmed = Some(true);
+        // The number may be another process's by now, but that one would not be dying.
+        if kill.victim_comm.is_none() {
+            kill.victim_comm = self.comm_of(pid);
+        }
+    }
+
+    /// Keeps what a process is, for as long as it is known.
     pub(super) fn note(task: &Task, key: u64, time_mono_ns: u64, book: &Book) {
         lock(&book.processes).note(task, (key != 0).then_some(key), time_mono_ns);
     }
@@ -106,18 +126,13 @@ impl Enricher {
         }
     }
 
-    fn oom_kill(&self, kill: &RawOomKill, victim: &Task) -> OomKill {
+    fn oom_kill(&self, kill: RawOomKill, victim: &Task) -> OomKill {
         let memory = |index: usize| kill.memory_bytes.map(|sizes| sizes[index]);
-        let pid = victim.pid.unwrap_or(0);
-        // The signal is pending no more once the victim acts on it, and then it is exiting.
-        let dying = self.is_dying(pid) || self.is_exiting(pid);
-        // Older kernels give the victim's number only. That of another process by now would not be dying.
-        let from_proc = || if dying { self.comm_of(pid) } else { None };
         OomKill {
-            victim_pid: pid,
-            victim_comm: victim.comm.clone().or_else(from_proc),
+            victim_pid: victim.pid.unwrap_or(0),
+            victim_comm: victim.comm.clone(),
             scope: self.oom_functions.get().map_or(OomScope::Unknown, |known| known.scope(&kill.stack)),
-            confirmed: dying.then_some(true),
+            confirmed: None,
             total_vm_bytes: memory(0),
             anon_rss_bytes: memory(1),
             file_rss_bytes: memory(2),
@@ -125,7 +140,7 @@ impl Enricher {
             pgtables_bytes: memory(4),
             oom_score_adj: kill.oom_score_adj,
             trigger_pid: kill.trigger_pid,
-            trigger_comm: kill.trigger_comm.clone(),
+            trigger_comm: kill.trigger_comm,
         }
     }
 

@@ -31,6 +31,14 @@ pub(super) struct Outlet {
     unhealed: [u64; UNHEALED.len()],
 }
 
+/// A fault that healing was told of, and nobody else yet.
+pub(super) struct Raised {
+    /// The fault.
+    pub fault: Fault,
+    /// The event that says it.
+    said: Event,
+}
+
 /// Why healing did not take a signal.
 const UNHEALED: [&str; 2] = ["queue_full", "ended"];
 
@@ -82,19 +90,22 @@ impl Outlet {
         self.detector.set_rules(&config.faults);
     }
 
-    /// An event of the kernel: everyone gets it, and it may change health or be a fault, which is given back.
-    pub(super) fn kernel_event(&mut self, event: Event, now_mono: Duration) -> Option<Fault> {
+    /// Hands the fault that an event is to healing, before anything else is done with the event.
+    pub(super) fn decide(&mut self, event: &Event) -> Option<Raised> {
+        let signal = self.detector.on_event(event, trace_id)?;
+        Some(self.raise(signal))
+    }
+
+    /// An event of the kernel: everyone gets it, and the fault that [`Self::decide`] made of it.
+    pub(super) fn kernel_event(&mut self, event: Event, raised: Option<Raised>, now_mono: Duration) {
         self.failing.on_event(&event);
         let changes = self.monitor.on_event(&event, now_mono);
-        let signal = self.detector.on_event(&event, trace_id);
         let time = event.time;
-        // Deciding comes before saying: nobody waits for a printer then.
-        let fault = signal.map(|signal| self.raise(signal));
         self.publish(event);
         self.health_changed(changes, time);
-        let (fault, said) = fault?;
-        self.publish(said);
-        Some(fault)
+        if let Some(raised) = raised {
+            self.publish(raised.said);
+        }
     }
 
     /// A reading of the counters.
@@ -108,7 +119,7 @@ impl Outlet {
         let signals = self.detector.on_tick(tick, &windows, &self.node, &mut trace_id);
         self.health_changed(changes, tick.time);
         for signal in signals {
-            let (_, said) = self.raise(signal);
+            let Raised { said, .. } = self.raise(signal);
             self.publish(said);
         }
         self.counters.set_health_evicted(self.monitor.evicted());
@@ -145,9 +156,10 @@ impl Outlet {
         self.history.push(&record);
     }
 
-    /// Hands a signal to healing; gives its fault, and the event that says it.
-    fn raise(&mut self, signal: FaultSignal) -> (Fault, Event) {
-        let raised = (signal.fault.clone(), faults::to_event(&signal, Arc::clone(&self.node)));
+    /// Hands a signal to healing.
+    fn raise(&mut self, signal: FaultSignal) -> Raised {
+        let raised =
+            Raised { fault: signal.fault.clone(), said: faults::to_event(&signal, Arc::clone(&self.node)) };
         // Healing is never waited for: a full queue means that more faults come than it may act on anyway.
         match self.signals.try_send(signal) {
             Ok(()) => {}
