@@ -72,13 +72,19 @@ fn exact_with(variant: &str) -> Result<()> {
     counts_are_exact(&agent)
 }
 
-/// Every way to write that has a system call of its own, and a filesystem that gets full: exact counts.
+/// Every call that writes or copies, and a filesystem that gets full: exact counts.
 pub(crate) fn counts_are_exact(agent: &Agent) -> Result<()> {
     let cgroup = Cgroup::new("mix")?;
     let folder = TempDir::with_prefix("galen-test-")?;
     let done = Load::run(&cgroup, &["write-mix", text(&folder.path().join("mix"))?, "200"])?;
     ensure!(done.number("writes") == 1000 && done.number("bytes") == 200 * (7 + 11 + 8 + 11 + 22));
     counted(agent, &cgroup, &done)?;
+    // What it wrote is copied.
+    let (copies, source) = (Cgroup::new("copies")?, folder.path().join("mix"));
+    let copy = folder.path().join("copy");
+    let done = Load::run(&copies, &["copy-mix", text(&source)?, text(&copy)?, "200"])?;
+    ensure!(done.number("writes") == 600 && done.number("bytes") == 200 * (13 + 17 + 19));
+    counted(agent, &copies, &done)?;
 
     // A full filesystem: the last write that fits returns less than it was asked to write, the next one fails.
     let full = Cgroup::new("full")?;
@@ -97,7 +103,12 @@ pub(crate) fn counts_are_exact(agent: &Agent) -> Result<()> {
         agent.event("file_write", |event| event["cgroup"] == full.path() && event["reason"] == "error")?;
     ensure!(event["errno"] == "ENOSPC" && event["outcome"] == "error", "{event}");
     ensure!(event.get("bytes").is_none(), "an error has no bytes: {event}");
-    Ok(())
+    let copies = Cgroup::new("no-copies")?;
+    let copy = disk.path().join("copy");
+    let done = Load::run(&copies, &["copy-full", text(&file)?, text(&copy)?])?;
+    counted(agent, &copies, &done)?;
+    let labels = [("cgroup", &*copies.path()), ("errno", "ENOSPC")];
+    agent.metric_becomes("galen_file_write_errors_total", &labels, 3)
 }
 
 #[test]

@@ -192,7 +192,7 @@ With `kernel.variant` set to each variant. For `auto`, the variant that the agen
 - **hot-plug**: 40,000 writes and more by four processes while one of the two CPUs goes off and comes back three times: as accounts.
 - **incident**: an OOM kill's file with the limit that was hit, the victim, who was allocating, the largest processes, the last connects and writes, confirmed by the victim's end and by the cgroup's own count.
 - **restart**: an agent ends and the next one takes over what is pinned: all writes and connects are counted once, those between the two included where the kernel can pin the attachment: *counted*; else *not counted*.
-- **writes**: exact numbers of writes, bytes and errors of five system calls; and of a filesystem that gets full, with a short write and ENOSPC.
+- **writes**: exact numbers of writes, bytes and errors of eight system calls, three of which copy; and of a filesystem that gets full, with a short write and ENOSPC.
 ";
 
 const REASONS: &str = "
