@@ -38,6 +38,19 @@ const BASELINE_EVERY: Duration = Duration::from_secs(30);
 /// Cgroups whose counters are remembered.
 const BASELINE_MAX: usize = 512;
 
+/// A moment by the clock of events, and by the one that nobody sets.
+#[derive(Clone, Copy)]
+struct Now {
+    wall: WallTime,
+    mono: Instant,
+}
+
+impl Now {
+    fn read() -> Self {
+        Self { wall: WallTime::now(), mono: Instant::now() }
+    }
+}
+
 pub(super) struct Worker {
     proc: PathBuf,
     tree: Option<Tree>,
@@ -126,17 +139,17 @@ impl Worker {
             let wait = if self.open.is_empty() { sample_due - now } else { LOOK_EVERY };
             match messages.recv_timeout(wait) {
                 Ok(message) => {
-                    self.take(message);
+                    self.take(message, Now::read());
                     while let Ok(message) = messages.try_recv() {
-                        self.take(message);
+                        self.take(message, Now::read());
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
-            self.look(false);
+            self.look(Now::read(), false);
         }
-        self.look(true);
+        self.look(Now::read(), true);
     }
 
     fn read_baseline(&mut self) {
@@ -147,9 +160,9 @@ impl Worker {
         self.baseline_at = Instant::now();
     }
 
-    fn take(&mut self, message: Message) {
+    fn take(&mut self, message: Message, now: Now) {
         match message {
-            Message::Mark(mark) => self.mark(*mark),
+            Message::Mark(mark) => self.mark(*mark, now),
             Message::Last { pid, time, moments } => {
                 let of = |open: &&mut Open| {
                     open.incident
@@ -164,12 +177,11 @@ impl Worker {
         }
     }
 
-    fn mark(&mut self, mark: Mark) {
+    fn mark(&mut self, mark: Mark, now: Now) {
         // First what is gone first.
         let process = Watched::new(&self.proc, mark.event.task.pid.unwrap_or(0));
         let scene = self.scene(&mark, &process);
-        let watch =
-            Watch { process, since: Instant::now(), cgroup: self.expect_kill(scene.victim.as_deref()) };
+        let watch = Watch { process, since: now.mono, cgroup: self.expect_kill(scene.victim.as_deref()) };
         let at = self.open.iter().position(|open| open.takes(&mark.event, &scene));
         if let Some(at) = at {
             self.open[at].add(mark, watch, &scene);
@@ -184,7 +196,7 @@ impl Worker {
             last_mark: mark.event.time,
             incident,
             watched: Vec::new(),
-            since: Instant::now(),
+            since: now.mono,
             lasts_due: 0,
             connects: Vec::new(),
             writes: Vec::new(),
@@ -360,12 +372,11 @@ impl Worker {
     }
 
     /// Looks at all victims, and writes down what is known of those whose end was seen or waited for too long.
-    fn look(&mut self, is_end: bool) {
-        let now = WallTime::now();
+    fn look(&mut self, now: Now, is_end: bool) {
         for mut open in std::mem::take(&mut self.open) {
-            self.confirm(&mut open);
-            let is_late = open.since.elapsed() >= CONFIRM_WITHIN;
-            let may_join = now.0.saturating_sub(open.last_mark.0) < JOIN_WITHIN_NS;
+            self.confirm(&mut open, now);
+            let is_late = now.mono.duration_since(open.since) >= CONFIRM_WITHIN;
+            let may_join = now.wall.0.saturating_sub(open.last_mark.0) < JOIN_WITHIN_NS;
             let is_whole = open.incident.confirmed && open.lasts_due == 0 && !may_join;
             if is_whole || is_late || is_end {
                 self.close(open);
@@ -375,10 +386,11 @@ impl Worker {
         }
     }
 
-    fn confirm(&self, open: &mut Open) {
+    fn confirm(&self, open: &mut Open, now: Now) {
         for (watch, victim) in open.watched.iter().zip(&mut open.incident.victims) {
             if victim.ended_after_ms.is_none() && watch.process.has_ended() {
-                let after = u64::try_from(watch.since.elapsed().as_millis()).unwrap_or(u64::MAX);
+                let after = now.mono.duration_since(watch.since).as_millis();
+                let after = u64::try_from(after).unwrap_or(u64::MAX);
                 victim.ended_after_ms = Some(after);
                 victim.confirmed_by.push("exit");
             }
