@@ -57,7 +57,7 @@ pub(super) struct Worker {
     name: NameCgroup,
     log: Option<KernelLog>,
     samples: Samples,
-    baseline: HashMap<String, Counts>,
+    baseline: HashMap<String, Before>,
     /// Whether the baseline has every cgroup that there was: then one that it lacks began at 0.
     baseline_whole: bool,
     /// When it was read.
@@ -66,6 +66,13 @@ pub(super) struct Worker {
     stats: Arc<Stats>,
     open: Vec<Open>,
     page_bytes: u64,
+}
+
+/// A cgroup's counters when they were last looked at.
+#[derive(Clone, Copy)]
+struct Before {
+    counts: Counts,
+    at: Instant,
 }
 
 /// An incident that is still looked into.
@@ -155,9 +162,10 @@ impl Worker {
     fn read_baseline(&mut self) {
         let Some(tree) = &self.tree else { return };
         let (found, whole) = tree.walk(BASELINE_MAX);
-        self.baseline = found.into_iter().collect();
+        let at = Instant::now();
+        self.baseline = found.into_iter().map(|(path, counts)| (path, Before { counts, at })).collect();
         self.baseline_whole = whole;
-        self.baseline_at = Instant::now();
+        self.baseline_at = at;
     }
 
     fn take(&mut self, message: Message, now: Now) {
@@ -242,8 +250,8 @@ impl Worker {
     fn levels(&self, victim: &str) -> Vec<Level> {
         let Some(tree) = &self.tree else { return Vec::new() };
         let level = |path: String| {
-            let moved =
-                tree.counts(&path).zip(self.before(&path)).map(|(now, before)| now.hits > before.hits);
+            let both = tree.counts(&path).zip(self.before(&path));
+            let moved = both.map(|(now, before)| now.hits > before.counts.hits);
             Level {
                 limit_bytes: tree.limit_bytes(&path),
                 most_bytes: tree.peak_bytes(&path).max(tree.usage_bytes(&path)),
@@ -255,24 +263,29 @@ impl Worker {
     }
 
     /// Where a cgroup's counters stood before; zero for one that is younger than the last look at all.
-    fn before(&self, path: &str) -> Option<Counts> {
+    fn before(&self, path: &str) -> Option<Before> {
         let id = self.tree.as_ref()?.id(path)?;
+        let young = Before { counts: Counts { id, ..Counts::default() }, at: self.baseline_at };
         match self.baseline.get(path) {
-            Some(counts) if counts.id == id => Some(*counts),
-            Some(_) => Some(Counts { id, ..Counts::default() }),
-            None => self.baseline_whole.then_some(Counts { id, ..Counts::default() }),
+            Some(before) if before.counts.id == id => Some(*before),
+            Some(_) => Some(young),
+            None => self.baseline_whole.then_some(young),
         }
     }
 
     /// The victim's cgroup and the kills counted there before this one. The next one's count begins behind it.
     fn expect_kill(&mut self, victim: Option<&str>) -> Option<(String, u64)> {
         let path = victim?.to_owned();
-        let before = self.before(&path)?;
+        let Before { counts, at } = self.before(&path)?;
+        let expected = Counts { oom_kills: counts.oom_kills.saturating_add(1), ..counts };
+        self.remember(path.clone(), Before { counts: expected, at });
+        Some((path, counts.oom_kills))
+    }
+
+    fn remember(&mut self, path: String, before: Before) {
         if self.baseline.len() < BASELINE_MAX || self.baseline.contains_key(&path) {
-            self.baseline
-                .insert(path.clone(), Counts { oom_kills: before.oom_kills.saturating_add(1), ..before });
+            self.baseline.insert(path, before);
         }
-        Some((path, before.oom_kills))
     }
 
     fn incident(&self, event: &Event, scene: &Scene) -> Incident {
@@ -330,9 +343,10 @@ impl Worker {
     fn memory(&self, path: &str) -> Option<CgroupMemory> {
         let tree = self.tree.as_ref()?;
         let mut memory = tree.memory(path)?;
-        let window_ms = u64::try_from(self.baseline_at.elapsed().as_millis()).unwrap_or(u64::MAX);
-        memory.lead_up =
-            tree.counts(path).zip(self.before(path)).map(|(now, before)| now.since(&before, window_ms));
+        memory.lead_up = tree.counts(path).zip(self.before(path)).map(|(now, before)| {
+            let window_ms = u64::try_from(before.at.elapsed().as_millis()).unwrap_or(u64::MAX);
+            now.since(&before.counts, window_ms)
+        });
         Some(memory)
     }
 
@@ -407,6 +421,8 @@ impl Worker {
 
     fn close(&mut self, mut open: Open) {
         open.finish();
+        // Before anybody sees that it is complete: the next incident is held against what this one left.
+        self.look_again(&open);
         // One that made room for newer ones in the meantime must not come back and push them out.
         let is_evicted = open.written && !self.store.has(&open.incident.id);
         if is_evicted || self.store.write(&open.incident.id, &json(&open.incident)) {
@@ -414,7 +430,10 @@ impl Worker {
         } else {
             self.stats.failed(Failure::Disk);
         }
-        // The next incident is held against what this one left.
+    }
+
+    /// Reads the counters of all cgroups that an incident was about.
+    fn look_again(&mut self, open: &Open) {
         let Some(tree) = &self.tree else { return };
         let paths: BTreeSet<String> = open
             .watched
@@ -422,12 +441,11 @@ impl Worker {
             .filter_map(|watch| watch.cgroup.as_ref())
             .flat_map(|(path, _)| limit::ancestors(path))
             .collect();
-        for path in paths {
-            if let Some(counts) = tree.counts(&path)
-                && (self.baseline.len() < BASELINE_MAX || self.baseline.contains_key(&path))
-            {
-                self.baseline.insert(path, counts);
-            }
+        let at = Instant::now();
+        let read: Vec<_> =
+            paths.into_iter().filter_map(|path| tree.counts(&path).map(|counts| (path, counts))).collect();
+        for (path, counts) in read {
+            self.remember(path, Before { counts, at });
         }
     }
 }

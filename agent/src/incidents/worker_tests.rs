@@ -228,3 +228,31 @@ fn an_incident_that_made_room_does_not_come_back() {
     let stats = host.stats.read();
     assert_eq!((stats.written, stats.evicted, stats.failed), (2, 1, [("disk", 0), ("queue_full", 0)]));
 }
+
+#[test]
+fn what_led_up_to_a_kill_is_told_since_the_look_before_it_and_for_how_long_that_was() {
+    let mut host = host(9);
+    let hits = |host: &Host, hits: u64| {
+        let path = host.folder.path().join("cgroup/pod/memory.events.local");
+        fs::write(path, format!("oom {hits}\noom_kill 0\n")).unwrap();
+    };
+    let lead_up = |host: &Host| {
+        let memory = &host.worker.open[0].incident.memory;
+        memory.limit.as_ref().and_then(|of_limit| of_limit.lead_up).unwrap()
+    };
+    for before in host.worker.baseline.values_mut() {
+        before.at -= Duration::from_secs(20);
+    }
+    hits(&host, 3);
+    host.kill(11, "/pod/a", 600);
+    let first = lead_up(&host);
+    assert!(first.hits == 3 && first.window_ms >= 20_000, "{first:?}");
+    hits(&host, 5);
+    host.last_deeds_are_there();
+    host.ends(11);
+    host.look();
+    hits(&host, 6);
+    host.kill(12, "/pod/a", 0);
+    let second = lead_up(&host);
+    assert!(second.hits == 1 && second.window_ms < 20_000, "since the end of the first: {second:?}");
+}
