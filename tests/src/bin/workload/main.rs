@@ -46,6 +46,7 @@ usage: galen-workload [--wait] [--netns FILE] [--dies-first] COMMAND
   write-crowd DIR THREADS N     N one-byte writes by each thread to a file of its own
   write-mix FILE N              N calls each of write, pwrite64, writev, pwritev, pwritev2
   write-one FILE BYTES          one call of write
+  write-large FILE MIB          so much to FILE, each MiB on the disk before the next
   write-others N                N writes each to /dev/null, a pipe and a socket
   write-way WAY SOURCE FILE     5 operations of 4096 bytes in this way: write, pwrite64, writev, pwritev, pwritev2,
                                 sendfile, splice, copy_file_range, io_uring, io_uring_direct, io_submit,
@@ -99,6 +100,7 @@ fn run(words: &[&str]) -> Result<Value> {
         }
         ["write-mix", file, times] => return files::mix(file, number(times)?),
         ["write-one", file, bytes] => return files::one(Path::new(file), number(bytes)?),
+        ["write-large", file, mib] => return files::large(Path::new(file), number(mib)?),
         ["write-others", times] => return files::others(number(times)?),
         ["write-way", way, source, file] => return ways::one(way, source, file),
         ["last-deeds", file, addr, mib] => {
