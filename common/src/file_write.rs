@@ -116,7 +116,7 @@ pub const SEEN_TWICE: u16 = 1 << 15;
 
 /// Functions of the kernel at which a write begins.
 pub mod hook {
-    /// Any system call; where those are followed, nothing else is.
+    /// A system call that writes what the caller has in memory; where calls are followed, nothing else is.
     pub const SYSTEM_CALL: u16 = 0;
     /// `vfs_write`.
     pub const WRITE: u16 = 1;
@@ -133,6 +133,16 @@ pub mod hook {
     pub const IO_URING_DIRECT: u16 = 6;
     /// `aio_write`, of the older asynchronous calls; as `IO_URING_DIRECT`.
     pub const AIO: u16 = 7;
+    /// A system call that writes what it reads elsewhere: `sendfile`, `splice`, `copy_file_range`.
+    pub const COPY_CALL: u16 = 8;
+}
+
+/// Whether a system call is in a set of 64 numbers: bit n of `set` stands for call `first + n`.
+#[inline(always)]
+#[must_use]
+pub const fn is_in_set(call: u64, first: u64, set: u64) -> bool {
+    let at = call.wrapping_sub(first);
+    at < 64 && (set >> at) & 1 != 0
 }
 
 /// A write that may end elsewhere than in its thread, by the address of its `struct kiocb`.

@@ -1,5 +1,6 @@
-//! Writes by system call: `write`, `pwrite64`, `writev`, `pwritev`, `pwritev2`, from entering the call to leaving
-//! it; and what every way to see a write shares. [`crate::file_write_vfs`] has the other way.
+//! Writes by system call: `write`, `pwrite64`, `writev`, `pwritev`, `pwritev2`, and the copies that the kernel makes:
+//! `sendfile`, `splice`, `copy_file_range`; from entering the call to leaving it. And what every way to see a write
+//! shares; [`crate::file_write_vfs`] has the other way.
 //!
 //! Which file it is, is found on entry, as another thread may close the descriptor while the call runs.
 //! Between entry and exit a write is kept by its thread, see [`crate::write_starts`].
@@ -12,7 +13,7 @@ use galen_common::accounting::{Fate, Probe as Subject};
 use galen_common::cost::Part;
 use galen_common::file_write::{
     FileStats, FileWritePathRecord, FileWriteRecord, NAME_BYTES, PATH_BYTES, PATH_DEPTH, Reason, SEEN_TWICE,
-    WriteErrorKey, WriteStart, WriteStats, hook,
+    WriteErrorKey, WriteStart, WriteStats, hook, is_in_set,
 };
 use galen_common::globals::{Runtime, emit as emit_rule};
 use galen_common::histogram::{BUCKETS, bucket_of};
@@ -34,6 +35,11 @@ const S_IFREG: u16 = 0o100_000;
 // entered again or turned into EINTR after a signal.
 const ERESTART: core::ops::RangeInclusive<i64> = -516..=-512;
 
+const EXDEV: i64 = 18;
+const EINVAL: i64 = 22;
+const ENOSYS: i64 = 38;
+const EOPNOTSUPP: i64 = 95;
+
 static ZERO: WriteStats =
     WriteStats { bytes: 0, errors: 0, slow: 0, latency_sum_ns: 0, latency_ns: [0; BUCKETS] };
 
@@ -41,9 +47,9 @@ static ZERO: WriteStats =
 pub fn file_write_enter_btf(ctx: BtfTracePointContext) -> i32 {
     let call: u64 = ctx.arg(1);
     if is_write(call) {
-        let regs: *const u8 = ctx.arg(0);
         // SAFETY: the argument is a `struct pt_regs` by the tracepoint's prototype.
-        enter::<Direct>(unsafe { Direct::member::<u64>(regs, &settings::OFF_REGS_ARG0) } as i32);
+        let (fd, hook) = unsafe { target::<Direct>(ctx.arg(0), call) };
+        enter::<Direct>(fd, hook);
     }
     0
 }
@@ -62,9 +68,9 @@ pub fn file_write_exit_btf(ctx: BtfTracePointContext) -> i32 {
 pub fn file_write_enter_raw(ctx: RawTracePointContext) -> i32 {
     let call: u64 = ctx.arg(1);
     if is_write(call) {
-        let regs: *const u8 = ctx.arg(0);
         // SAFETY: the helper checks the address.
-        enter::<Probe>(unsafe { Probe::member::<u64>(regs, &settings::OFF_REGS_ARG0) } as i32);
+        let (fd, hook) = unsafe { target::<Probe>(ctx.arg(0), call) };
+        enter::<Probe>(fd, hook);
     }
     0
 }
@@ -83,15 +89,40 @@ pub fn file_write_exit_raw(ctx: RawTracePointContext) -> i32 {
 #[repr(C)]
 struct SyscallRecord {
     common: u64,
+    /// In its lower half.
     number: u64,
     /// The first argument, or what the call returned.
     value: i64,
 }
 
+/// Of a call with three arguments at least, the record of entering it.
+#[repr(C)]
+struct CopyRecord {
+    call: SyscallRecord,
+    second: i64,
+    third: i64,
+}
+
 #[tracepoint(category = "syscalls", name = "sys_enter_write")]
 pub fn file_write_enter_tp(ctx: TracePointContext) -> i32 {
     // SAFETY: the record of every system call tracepoint is as large as this.
-    enter::<Direct>(unsafe { (*ctx.as_ptr().cast::<SyscallRecord>()).value } as i32);
+    enter::<Direct>(unsafe { (*ctx.as_ptr().cast::<SyscallRecord>()).value } as i32, hook::SYSTEM_CALL);
+    0
+}
+
+/// For `splice` and `copy_file_range` as well.
+#[tracepoint(category = "syscalls", name = "sys_enter_sendfile64")]
+pub fn file_write_enter_copy_tp(ctx: TracePointContext) -> i32 {
+    let record = ctx.as_ptr().cast::<CopyRecord>();
+    // SAFETY: these calls have three arguments and more, so their records are as large as this. Volatile, both
+    // before one is taken: the verifier takes no load at an offset that is not in the instruction.
+    let (number, first, third) = unsafe {
+        let first = (&raw const (*record).call.value).read_volatile();
+        let third = (&raw const (*record).third).read_volatile();
+        ((*record).call.number as u32, first, third)
+    };
+    let fd = if u64::from(number) == get(&settings::SENDFILE_CALL) { first } else { third };
+    enter::<Direct>(fd as i32, hook::COPY_CALL);
     0
 }
 
@@ -104,23 +135,42 @@ pub fn file_write_exit_tp(ctx: TracePointContext) -> i32 {
 
 #[inline(always)]
 fn is_write(call: u64) -> bool {
-    if call < 64 {
-        return (get(&settings::WRITE_CALLS_LOW) >> call) & 1 != 0;
-    }
-    call == get(&settings::WRITE_CALL_A)
-        || call == get(&settings::WRITE_CALL_B)
-        || call == get(&settings::WRITE_CALL_C)
+    is_in_set(call, get(&settings::WRITE_CALLS_A_FIRST), get(&settings::WRITE_CALLS_A))
+        || is_in_set(call, get(&settings::WRITE_CALLS_B_FIRST), get(&settings::WRITE_CALLS_B))
+}
+
+/// The descriptor that a call writes to, from its registers, and how that write counts. It is the first argument, but
+/// where another one, to read from, comes before it, with an offset.
+///
+/// # Safety
+/// As for [`Reader::read`].
+#[inline(always)]
+unsafe fn target<R: Reader>(regs: *const u8, call: u64) -> (i32, u16) {
+    let is_third = call == get(&settings::SPLICE_CALL) || call == get(&settings::COPY_FILE_RANGE_CALL);
+    // Opaque, else the compiler makes one load of both, at an offset that the verifier does not know, and two copies
+    // of all that follows.
+    // SAFETY: passed on to the caller.
+    let (fd, hook) = unsafe {
+        if is_third {
+            (opaque(R::member(regs, &settings::OFF_REGS_ARG2)), hook::COPY_CALL)
+        } else {
+            let is_copy = call == get(&settings::SENDFILE_CALL);
+            let hook = if is_copy { hook::COPY_CALL } else { hook::SYSTEM_CALL };
+            (opaque(R::member(regs, &settings::OFF_REGS_ARG0)), hook)
+        }
+    };
+    (fd as i32, opaque(hook as usize) as u16)
 }
 
 #[inline(always)]
-fn enter<R: Current>(fd: i32) {
+fn enter<R: Current>(fd: i32, hook: u16) {
     let began = cost::begin();
-    keep::<R>(fd);
+    keep::<R>(fd, hook);
     cost::end(Part::FileWrite, began);
 }
 
 #[inline(always)]
-fn keep<R: Current>(fd: i32) {
+fn keep<R: Current>(fd: i32, hook: u16) {
     let tid = bpf_get_current_pid_tgid() as u32;
     let task = R::current();
     // SAFETY: R can follow its own task, and the offsets are this kernel's.
@@ -132,7 +182,7 @@ fn keep<R: Current>(fd: i32) {
         // The numbers of 32-bit system calls mean something else.
         let file = if is_compat { 0 } else { file_of::<R>(task, fd) };
         if file != 0
-            && let Some(start) = start_of(file, fd, hook::SYSTEM_CALL)
+            && let Some(start) = start_of(file, fd, hook)
         {
             write_starts::keep(tid, start);
             return;
@@ -238,9 +288,21 @@ unsafe fn file_of<R: Reader>(task: *const u8, fd: i32) -> u64 {
 fn exit<R: Current>(ctx: &impl EbpfContext, returned: i64) {
     let tid = bpf_get_current_pid_tgid() as u32;
     let Some(start) = write_starts::take(tid) else { return };
-    if !ERESTART.contains(&returned) {
-        finish(ctx, &start, current_cgroup_id::<R>(), returned, current_pid(), TaskIds::current);
+    if is_restarted(returned) || (start.hook == hook::COPY_CALL && is_no_copy(returned)) {
+        return;
     }
+    finish(ctx, &start, current_cgroup_id::<R>(), returned, current_pid(), TaskIds::current);
+}
+
+/// Whether what a copy returned says that there was nothing to copy, or that it cannot be done in this way: programs
+/// ask, and then do it in another.
+#[inline(always)]
+pub fn is_no_copy(returned: i64) -> bool {
+    returned == 0
+        || returned == -EXDEV
+        || returned == -EINVAL
+        || returned == -ENOSYS
+        || returned == -EOPNOTSUPP
 }
 
 /// Whether what a call returned says that it is to be entered again.

@@ -29,7 +29,7 @@ use galen_common::file_write::{AsyncWrite, SEEN_TWICE, WriteStart, hook};
 use galen_common::globals::SAME_EVENT_NS;
 
 use crate::emit::count;
-use crate::file_write::{counts, current_pid, finish, is_restarted, program_set, start_of};
+use crate::file_write::{counts, current_pid, finish, is_no_copy, is_restarted, program_set, start_of};
 use crate::maps::ASYNC_WRITES;
 use crate::read::{Direct, Probe, Reader};
 use crate::settings::{self, get, has};
@@ -38,10 +38,6 @@ use crate::write_starts::{self, UnderWay};
 
 const EINTR: i64 = 4;
 const EAGAIN: i64 = 11;
-const EXDEV: i64 = 18;
-const EINVAL: i64 = 22;
-const ENOSYS: i64 = 38;
-const EOPNOTSUPP: i64 = 95;
 /// Beyond the errors that programs see (include/uapi/asm-generic/errno.h).
 const ERRNO_END: i64 = 134;
 /// `EIOCBQUEUED`, include/linux/errno.h.
@@ -351,7 +347,7 @@ fn exit_inner(ctx: &impl EbpfContext, returned: i64) {
     let Some(start) = write_starts::take_if(current_tid(), |start| start.hook == hook::SPLICE) else {
         return;
     };
-    if !is_restarted(returned) {
+    if !is_no_copy(returned) && !is_restarted(returned) {
         end(ctx, &of_current(start), returned);
     }
 }
@@ -362,13 +358,7 @@ fn exit_copy(ctx: &impl EbpfContext, file: Option<u64>, returned: i64) {
     let is_outer =
         |start: &WriteStart| start.hook == hook::COPY && file.is_none_or(|file| file == start.file);
     let Some(start) = write_starts::take_if(current_tid(), is_outer) else { return };
-    // Nothing to copy, or not in this way: programs ask, and then do it in another.
-    let is_no_write = returned == 0
-        || returned == -EXDEV
-        || returned == -EINVAL
-        || returned == -ENOSYS
-        || returned == -EOPNOTSUPP;
-    if !is_no_write && !is_restarted(returned) {
+    if !is_no_copy(returned) && !is_restarted(returned) {
         end(ctx, &of_current(start), returned);
     }
 }

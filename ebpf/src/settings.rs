@@ -61,14 +61,20 @@ settings! {
     /// Whether two threads can have the same slot: whether thread ids go beyond the slots.
     WRITE_SLOTS_SHARED: 1;
 
-    /// Bit n is set when system call n, below 64, writes.
-    WRITE_CALLS_LOW: 0;
-    /// System calls of 64 and more that write; 0 for none.
-    WRITE_CALL_A: 0;
-    /// See `WRITE_CALL_A`.
-    WRITE_CALL_B: 0;
-    /// See `WRITE_CALL_A`.
-    WRITE_CALL_C: 0;
+    /// System calls that write, as sets of `file_write::is_in_set`: the first number of one.
+    WRITE_CALLS_A_FIRST: 0;
+    /// ... its bits.
+    WRITE_CALLS_A: 0;
+    /// ... the first number of another.
+    WRITE_CALLS_B_FIRST: 0;
+    /// ... its bits.
+    WRITE_CALLS_B: 0;
+    /// Number of `sendfile`.
+    SENDFILE_CALL: ABSENT;
+    /// Number of `splice`.
+    SPLICE_CALL: ABSENT;
+    /// Number of `copy_file_range`.
+    COPY_FILE_RANGE_CALL: ABSENT;
 
     /// Whether the kernel hands out the running task with its type (`bpf_get_current_task_btf`, Linux 5.11).
     TYPED_CURRENT: 1;
@@ -77,6 +83,8 @@ settings! {
     OFF_REGS_CALL: ABSENT;
     /// `pt_regs`: the first argument.
     OFF_REGS_ARG0: ABSENT;
+    /// `pt_regs`: the third argument.
+    OFF_REGS_ARG2: ABSENT;
     /// `task_struct`: the word that tells a 32-bit system call.
     OFF_TASK_COMPAT: ABSENT;
     /// The bit in that word.

@@ -20,8 +20,8 @@ use galen_common::oom_kill::oom_pairing;
 use super::counters::Counters;
 use super::host::{LOCKED_DOWN, Offers};
 use super::layout::{
-    CONNECT_FIELDS, CONNECT_NEEDS, INODE_HEAD_MAX, OOM_FIELDS, OOM_NEEDS, SYSCALL_VALUE_OFFSET, WRITE_CALLS,
-    WRITE_FIELDS, WRITE_NEEDS, first_missing, value_of,
+    CALL_NEEDS, CONNECT_FIELDS, CONNECT_NEEDS, INODE_HEAD_MAX, OOM_FIELDS, OOM_NEEDS, WRITE_FIELDS,
+    WRITE_NEEDS, first_missing, value_of,
 };
 use super::load::chain;
 use super::pins::PinSet;
@@ -55,9 +55,18 @@ pub struct More {
 
 const SYSCALL_ENTER: &[&str] =
     &["sys_enter_write", "sys_enter_pwrite64", "sys_enter_writev", "sys_enter_pwritev", "sys_enter_pwritev2"];
-const SYSCALL_EXIT: &[&str] =
-    &["sys_exit_write", "sys_exit_pwrite64", "sys_exit_writev", "sys_exit_pwritev", "sys_exit_pwritev2"];
-const _: () = assert!(SYSCALL_ENTER.len() == WRITE_CALLS.len() && SYSCALL_EXIT.len() == WRITE_CALLS.len());
+const COPY_ENTER: &[&str] = &["sys_enter_sendfile64", "sys_enter_splice", "sys_enter_copy_file_range"];
+const SYSCALL_EXIT: &[&str] = &[
+    "sys_exit_write",
+    "sys_exit_pwrite64",
+    "sys_exit_writev",
+    "sys_exit_pwritev",
+    "sys_exit_pwritev2",
+    "sys_exit_sendfile64",
+    "sys_exit_splice",
+    "sys_exit_copy_file_range",
+];
+const _: () = assert!(SYSCALL_EXIT.len() == SYSCALL_ENTER.len() + COPY_ENTER.len());
 
 /// The rungs of a probe, the best first.
 #[must_use]
@@ -92,8 +101,12 @@ pub(super) const fn rungs(probe: Probe) -> &'static [Rung] {
             vfs::FENTRY,
             Rung {
                 variant: Variant::Tracepoint,
-                programs: &[("file_write_exit_tp", SYSCALL_EXIT), ("file_write_enter_tp", SYSCALL_ENTER)],
-                hook: "syscalls:sys_enter_*write*+sys_exit_*write*",
+                programs: &[
+                    ("file_write_exit_tp", SYSCALL_EXIT),
+                    ("file_write_enter_copy_tp", COPY_ENTER),
+                    ("file_write_enter_tp", SYSCALL_ENTER),
+                ],
+                hook: "syscalls:sys_enter+sys_exit of *write*, sendfile64, splice, copy_file_range",
                 more: &[],
             },
             Rung {
@@ -224,12 +237,12 @@ pub(super) fn missing(probe: Probe, variant: Variant, offers: &Offers) -> Option
         (Probe::TcpConnect, Variant::Tracepoint) => lacks(CONNECT_FIELDS),
         (Probe::TcpConnect, _) => lacks(CONNECT_NEEDS),
         (Probe::FileWrite, Variant::Tracepoint) => {
-            lacks(WRITE_FIELDS).or_else(|| moved(offers, WRITE_FIELDS)).or_else(|| lacks_file(offers))
+            lacks_fields(offers, WRITE_FIELDS).or_else(|| lacks_file(offers))
         }
         (Probe::FileWrite, Variant::Fentry | Variant::Kprobe) => {
             lacks(vfs::NEEDS).or_else(|| lacks_file(offers))
         }
-        (Probe::FileWrite, _) => lacks_file(offers),
+        (Probe::FileWrite, _) => lacks(CALL_NEEDS).or_else(|| lacks_file(offers)),
         (Probe::OomKill, Variant::Tracepoint) => lacks(OOM_FIELDS),
         (Probe::OomKill, _) => lacks(OOM_NEEDS),
     };
@@ -260,12 +273,16 @@ fn lacks_file(offers: &Offers) -> Option<String> {
     })
 }
 
-/// A field that is not where the kernel side's instructions have it.
-fn moved(offers: &Offers, fields: &[&str]) -> Option<String> {
-    fields
-        .iter()
-        .find(|field| value_of(&offers.settings, field) != SYSCALL_VALUE_OFFSET)
-        .map(|_| "the records of this kernel's system call tracepoints have another layout".to_owned())
+/// What is missing of fields, or is not where the kernel side's instructions have it.
+fn lacks_fields(offers: &Offers, fields: &[(&str, u64)]) -> Option<String> {
+    fields.iter().find_map(|(field, expected)| {
+        lacks(offers, &[field]).or_else(|| {
+            let is_there = value_of(&offers.settings, field) == *expected;
+            (!is_there).then(|| {
+                "the records of this kernel's system call tracepoints have another layout".to_owned()
+            })
+        })
+    })
 }
 
 /// Attaches a rung; what it cannot see beside goes to `refused`, with the reason.

@@ -88,6 +88,8 @@ pub const WRITE_NEEDS: &[&str] = &[
     "OFF_INODE_SB",
     "OFF_SB_DEV",
 ];
+/// As [`CONNECT_NEEDS`], beside these, where the arguments of a system call are in its registers.
+pub const CALL_NEEDS: &[&str] = &["OFF_REGS_CALL", "OFF_REGS_ARG0", "OFF_REGS_ARG2"];
 /// As [`CONNECT_NEEDS`].
 pub const CGROUP_NEEDS: &[&str] =
     &["OFF_CGROUP_KN", "OFF_KN_ID", "OFF_CGROUP_ROOT", "OFF_CGROUP_ROOT_HIERARCHY"];
@@ -117,6 +119,10 @@ const FIELDS: &[(&str, &str, &str, &str, u64)] = &[
     ("OFF_TP_DADDR_V6", "sock", "inet_sock_set_state", "daddr_v6", 16),
     ("OFF_TP_FD", "syscalls", "sys_enter_write", "fd", 8),
     ("OFF_TP_RET", "syscalls", "sys_exit_write", "ret", 8),
+    ("OFF_TP_SENDFILE_CALL", "syscalls", "sys_enter_sendfile64", "__syscall_nr", 4),
+    ("OFF_TP_SENDFILE_FD", "syscalls", "sys_enter_sendfile64", "out_fd", 8),
+    ("OFF_TP_SPLICE_FD", "syscalls", "sys_enter_splice", "fd_out", 8),
+    ("OFF_TP_COPY_FD", "syscalls", "sys_enter_copy_file_range", "fd_out", 8),
     ("OFF_TP_VICTIM_PID", "oom", "mark_victim", "pid", 4),
     ("OFF_TP_VICTIM_COMM", "oom", "mark_victim", "comm", 4),
     ("OFF_TP_VICTIM_TOTAL_VM", "oom", "mark_victim", "total_vm", 8),
@@ -146,20 +152,23 @@ pub const CONNECT_FIELDS: &[&str] = &[
     "OFF_TP_SADDR_V6",
     "OFF_TP_DADDR_V6",
 ];
-/// As [`CONNECT_FIELDS`].
-pub const WRITE_FIELDS: &[&str] = &["OFF_TP_FD", "OFF_TP_RET"];
+/// As [`CONNECT_FIELDS`], each with where the kernel side expects it (`SyscallRecord` and `CopyRecord` there), since
+/// its offset is in the instructions.
+pub const WRITE_FIELDS: &[(&str, u64)] = &[
+    ("OFF_TP_FD", 16),
+    ("OFF_TP_RET", 16),
+    ("OFF_TP_SENDFILE_CALL", 8),
+    ("OFF_TP_SENDFILE_FD", 16),
+    ("OFF_TP_SPLICE_FD", 32),
+    ("OFF_TP_COPY_FD", 32),
+];
 /// As [`CONNECT_FIELDS`].
 pub const CGROUP_FIELDS: &[&str] = &["OFF_TP_CGROUP_HIERARCHY", "OFF_TP_CGROUP_PATH"];
 /// As [`CONNECT_FIELDS`].
 pub const OOM_FIELDS: &[&str] = &["OFF_TP_VICTIM_PID"];
 
-/// Where the kernel side expects the value in records of system call tracepoints, `SyscallRecord` there.
-pub const SYSCALL_VALUE_OFFSET: u64 = 16;
 /// Largest offset of a member in the part of `struct inode` that the kernel side reads.
 pub const INODE_HEAD_MAX: u64 = 11 * 8;
-
-/// The system calls that write, as classic tracepoints are called.
-pub const WRITE_CALLS: [&str; 5] = ["write", "pwrite64", "writev", "pwritev", "pwritev2"];
 
 /// All that BTF tells: offsets, and what depends on the architecture.
 #[derive(Debug)]
@@ -237,21 +246,64 @@ pub fn from_tracefs(tracefs: &Path) -> Settings {
 /// The settings that say which system calls write.
 #[must_use]
 pub fn write_calls() -> Settings {
-    let mut low = 0_u64;
-    let mut high = Vec::new();
-    for call in arch::WRITE_CALL_NUMBERS {
-        if call < 64 {
-            low |= 1 << call;
-        } else {
-            high.push(call);
+    let [first, second] = SETS;
+    vec![
+        ("WRITE_CALLS_A_FIRST", first.0),
+        ("WRITE_CALLS_A", first.1),
+        ("WRITE_CALLS_B_FIRST", second.0),
+        ("WRITE_CALLS_B", second.1),
+        ("SENDFILE_CALL", libc::SYS_sendfile.unsigned_abs()),
+        ("SPLICE_CALL", libc::SYS_splice.unsigned_abs()),
+        ("COPY_FILE_RANGE_CALL", libc::SYS_copy_file_range.unsigned_abs()),
+        ("DIRECT_FLAG", u64::from(libc::O_DIRECT.unsigned_abs())),
+    ]
+}
+
+/// Numbers of the system calls that write.
+const WRITE_CALLS: [u64; 8] = [
+    libc::SYS_write.unsigned_abs(),
+    libc::SYS_pwrite64.unsigned_abs(),
+    libc::SYS_writev.unsigned_abs(),
+    libc::SYS_pwritev.unsigned_abs(),
+    libc::SYS_pwritev2.unsigned_abs(),
+    libc::SYS_sendfile.unsigned_abs(),
+    libc::SYS_splice.unsigned_abs(),
+    libc::SYS_copy_file_range.unsigned_abs(),
+];
+
+/// [`WRITE_CALLS`] as two of the kernel side's sets, each with its first number.
+const SETS: [(u64, u64); 2] = sets(&WRITE_CALLS);
+
+const fn sets(calls: &[u64]) -> [(u64, u64); 2] {
+    let mut sets = [(0, 0); 2];
+    let (mut set, mut from) = (0, 0);
+    while set < sets.len() {
+        let first = lowest(calls, from);
+        let mut at = 0;
+        while at < calls.len() {
+            if calls[at] >= first && calls[at] - first < 64 {
+                sets[set].1 |= 1 << (calls[at] - first);
+            }
+            at += 1;
         }
+        sets[set].0 = first;
+        from = first.saturating_add(64);
+        set += 1;
     }
-    let direct = u64::from(libc::O_DIRECT.unsigned_abs());
-    let mut settings = vec![("WRITE_CALLS_LOW", low), ("DIRECT_FLAG", direct)];
-    for (name, call) in ["WRITE_CALL_A", "WRITE_CALL_B", "WRITE_CALL_C"].into_iter().zip(high) {
-        settings.push((name, call));
+    assert!(lowest(calls, from) == u64::MAX, "a call is in no set");
+    sets
+}
+
+/// The lowest of the calls that is not below `from`; the largest number where there is none.
+const fn lowest(calls: &[u64], from: u64) -> u64 {
+    let (mut lowest, mut at) = (u64::MAX, 0);
+    while at < calls.len() {
+        if calls[at] >= from && calls[at] < lowest {
+            lowest = calls[at];
+        }
+        at += 1;
     }
-    settings
+    lowest
 }
 
 /// The value of a setting, [`ABSENT`] when it is not there.
@@ -270,15 +322,6 @@ pub fn first_missing<'n>(settings: &Settings, names: &[&'n str]) -> Option<&'n s
 mod arch {
     use super::{Btf, Settings};
 
-    /// arch/x86/entry/syscalls/syscall_64.tbl.
-    pub(super) const WRITE_CALL_NUMBERS: [u64; 5] = [
-        libc::SYS_write as u64,
-        libc::SYS_pwrite64 as u64,
-        libc::SYS_writev as u64,
-        libc::SYS_pwritev as u64,
-        libc::SYS_pwritev2 as u64,
-    ];
-
     // TS_COMPAT of thread_info.status, arch/x86/include/asm/thread_info.h.
     const TS_COMPAT: u64 = 2;
 
@@ -287,6 +330,7 @@ mod arch {
         let mut put = |name, value: Option<u64>| settings.extend(value.map(|value| (name, value)));
         put("OFF_REGS_CALL", btf.member_offset("pt_regs", "orig_ax"));
         put("OFF_REGS_ARG0", btf.member_offset("pt_regs", "di"));
+        put("OFF_REGS_ARG2", btf.member_offset("pt_regs", "dx"));
         put("OFF_TASK_COMPAT", btf.member_offset("task_struct", "thread_info.status"));
         put("TASK_COMPAT_MASK", Some(TS_COMPAT));
         settings
@@ -297,15 +341,6 @@ mod arch {
 mod arch {
     use super::{Btf, Settings};
 
-    /// include/uapi/asm-generic/unistd.h.
-    pub(super) const WRITE_CALL_NUMBERS: [u64; 5] = [
-        libc::SYS_write as u64,
-        libc::SYS_pwrite64 as u64,
-        libc::SYS_writev as u64,
-        libc::SYS_pwritev as u64,
-        libc::SYS_pwritev2 as u64,
-    ];
-
     // TIF_32BIT of thread_info.flags, arch/arm64/include/asm/thread_info.h.
     const TIF_32BIT: u64 = 1 << 22;
 
@@ -314,6 +349,7 @@ mod arch {
         let mut put = |name, value: Option<u64>| settings.extend(value.map(|value| (name, value)));
         put("OFF_REGS_CALL", btf.member_offset("pt_regs", "syscallno"));
         put("OFF_REGS_ARG0", btf.member_offset("pt_regs", "orig_x0"));
+        put("OFF_REGS_ARG2", btf.member_offset("pt_regs", "regs").map(|registers| registers + 2 * 8));
         put("OFF_TASK_COMPAT", btf.member_offset("task_struct", "thread_info.flags"));
         put("TASK_COMPAT_MASK", Some(TIF_32BIT));
         settings
@@ -322,6 +358,8 @@ mod arch {
 
 #[cfg(test)]
 mod tests {
+    use galen_common::file_write::is_in_set;
+
     use super::*;
 
     #[test]
@@ -331,7 +369,10 @@ mod tests {
         for (setting, structure, path) in MEMBERS {
             assert!(first_missing(&layout.settings, &[setting]).is_none(), "{structure}.{path}");
         }
-        assert!(first_missing(&layout.settings, &["OFF_REGS_CALL", "OFF_CSS_SET_MEMORY"]).is_none());
+        assert!(
+            first_missing(&layout.settings, &["OFF_REGS_CALL", "OFF_REGS_ARG2", "OFF_CSS_SET_MEMORY"])
+                .is_none()
+        );
         let bits = [
             "OFF_TCP_FAST_OPEN",
             "TCP_FAST_OPEN_CONNECT_MASK",
@@ -343,13 +384,17 @@ mod tests {
         assert_eq!(masks.fold(0, |all, mask| all | mask).count_ones(), 3, "three different bits");
     }
 
+    fn is_known(call: u64) -> bool {
+        let [first, second] = SETS;
+        is_in_set(call, first.0, first.1) || is_in_set(call, second.0, second.1)
+    }
+
     #[test]
-    fn system_calls_below_and_above_64_are_told_apart() {
-        let settings = write_calls();
-        let low = value_of(&settings, "WRITE_CALLS_LOW");
-        assert_ne!(low & (1 << libc::SYS_write), 0);
-        let high: Vec<u64> =
-            ["WRITE_CALL_A", "WRITE_CALL_B", "WRITE_CALL_C"].map(|name| value_of(&settings, name)).to_vec();
-        assert!(high.contains(&(libc::SYS_pwritev2 as u64)));
+    fn exactly_the_calls_that_write_are_in_the_sets() {
+        let found: Vec<u64> =
+            (0..4096).chain(u64::MAX - 4096..=u64::MAX).filter(|call| is_known(*call)).collect();
+        let mut expected = WRITE_CALLS.to_vec();
+        expected.sort_unstable();
+        assert_eq!(found, expected);
     }
 }

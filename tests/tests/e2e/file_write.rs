@@ -77,7 +77,10 @@ pub(crate) const MIX: [(&str, u64); 5] =
     [("write", 7), ("pwrite64", 11), ("writev", 8), ("pwritev", 11), ("pwritev2", 22)];
 pub(crate) const MIX_TIMES: u64 = 200;
 
-/// Every way to write that has a system call of its own, and a filesystem that gets full: exact counts.
+/// Calls that it copies with, with the bytes of one: as many of each.
+pub(crate) const COPIES: [(&str, u64); 3] = [("sendfile", 13), ("splice", 17), ("copy_file_range", 19)];
+
+/// Every call that writes or copies, and a filesystem that gets full: exact counts.
 pub(crate) fn counts_are_exact(agent: &Agent) -> Result<()> {
     let cgroup = Cgroup::new("mix")?;
     let folder = TempDir::with_prefix("galen-test-")?;
@@ -87,6 +90,13 @@ pub(crate) fn counts_are_exact(agent: &Agent) -> Result<()> {
     let expected = (MIX_TIMES * MIX.len() as u64, MIX_TIMES * bytes);
     ensure!((done.number("writes"), done.number("bytes")) == expected, "another load: {done:?}");
     counted(agent, &cgroup, &done)?;
+    // What it wrote is copied.
+    let (copies, copy) = (Cgroup::new("copies")?, folder.path().join("copy"));
+    let done = Load::run(&copies, &["copy-mix", text(&file)?, text(&copy)?, &MIX_TIMES.to_string()])?;
+    let bytes: u64 = COPIES.iter().map(|(_, bytes)| bytes).sum();
+    let expected = (MIX_TIMES * COPIES.len() as u64, MIX_TIMES * bytes);
+    ensure!((done.number("writes"), done.number("bytes")) == expected, "another load: {done:?}");
+    counted(agent, &copies, &done)?;
 
     // A full filesystem: the last write that fits returns less than it was asked to write, the next one fails.
     let full = Cgroup::new("full")?;
@@ -105,7 +115,12 @@ pub(crate) fn counts_are_exact(agent: &Agent) -> Result<()> {
         agent.event("file_write", |event| event["cgroup"] == full.path() && event["reason"] == "error")?;
     ensure!(event["errno"] == "ENOSPC" && event["outcome"] == "error", "{event}");
     ensure!(event.get("bytes").is_none(), "an error has no bytes: {event}");
-    Ok(())
+    let copies = Cgroup::new("no-copies")?;
+    let copy = disk.path().join("copy");
+    let done = Load::run(&copies, &["copy-full", text(&file)?, text(&copy)?])?;
+    counted(agent, &copies, &done)?;
+    let labels = [("cgroup", &*copies.path()), ("errno", "ENOSPC")];
+    agent.metric_becomes("galen_file_write_errors_total", &labels, 3)
 }
 
 #[test]

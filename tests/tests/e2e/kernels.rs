@@ -57,11 +57,12 @@ fn connects() -> Result<()> {
 
 #[test]
 fn writes() -> Result<()> {
-    let calls = file_write::MIX.map(|(call, _)| call).join(", ");
+    let calls = file_write::MIX.iter().chain(&file_write::COPIES).map(|(call, _)| *call);
     let statement = format!(
-        "{} calls each of {calls}: exact numbers of writes, bytes and errors; and of a filesystem that gets full, with \
-         a short write and ENOSPC.",
+        "{} calls each of {}: exact numbers of writes, bytes and errors; and of a filesystem that gets full, with a \
+         short write and ENOSPC.",
         file_write::MIX_TIMES,
+        calls.collect::<Vec<_>>().join(", "),
     );
     each_variant(&subject("writes", "file_write", statement), |variant, _| {
         file_write::counts_are_exact(&agent(variant)?).map(|()| Value::Null)
@@ -257,9 +258,9 @@ const WAYS: [(&str, bool); 13] = [
     ("writev", true),
     ("pwritev", true),
     ("pwritev2", true),
-    ("sendfile", false),
-    ("splice", false),
-    ("copy_file_range", false),
+    ("sendfile", true),
+    ("splice", true),
+    ("copy_file_range", true),
     ("io_submit", false),
     ("io_submit_direct", false),
     ("io_uring", false),

@@ -1,4 +1,5 @@
-//! Pairs of empty programs on system calls: what the kernel itself asks for running any program there.
+//! Pairs of empty programs on system calls, or on other tracepoints: what the kernel itself asks for running any
+//! program there.
 
 use std::ffi::CStr;
 use std::fs;
@@ -63,7 +64,7 @@ struct PerfEvent {
     config1: u64,
 }
 
-/// An attached pair; its descriptors keep it there.
+/// An attached pair, or a single one; its descriptors keep it there.
 pub(super) struct Pair {
     /// Events or attachments first, then their programs.
     _held: Vec<OwnedFd>,
@@ -72,8 +73,13 @@ pub(super) struct Pair {
 impl Pair {
     /// On the classic tracepoints of `pwrite64`.
     pub(super) fn classic() -> Result<Self> {
-        Self::of(BPF_PROG_TYPE_TRACEPOINT, &["sys_enter_pwrite64", "sys_exit_pwrite64"], |name, program| {
-            let event = open_tracepoint(name)?;
+        Self::on(("syscalls", &["sys_enter_pwrite64", "sys_exit_pwrite64"]))
+    }
+
+    /// On these classic tracepoints of a category.
+    pub(super) fn on((category, names): (&str, &[&str])) -> Result<Self> {
+        Self::of(BPF_PROG_TYPE_TRACEPOINT, names, |name, program| {
+            let event = open_tracepoint(category, name)?;
             // SAFETY: both descriptors are open; the request takes a program's descriptor by value.
             let set = unsafe { libc::ioctl(event.as_raw_fd(), PERF_EVENT_IOC_SET_BPF, program.as_raw_fd()) };
             done(set.into())?;
@@ -98,7 +104,7 @@ impl Pair {
 
     fn of<N: std::fmt::Debug>(
         kind: u32,
-        names: &[N; 2],
+        names: &[N],
         attach: impl Fn(&N, &OwnedFd) -> io::Result<OwnedFd>,
     ) -> Result<Self> {
         let mut held = Vec::new();
@@ -142,11 +148,11 @@ fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<OwnedFd> {
 }
 
 /// One event serves all CPUs: a program is attached to the tracepoint itself.
-fn open_tracepoint(name: &str) -> io::Result<OwnedFd> {
+fn open_tracepoint(category: &str, name: &str) -> io::Result<OwnedFd> {
     let event = PerfEvent {
         kind: PERF_TYPE_TRACEPOINT,
         bytes: size_of::<PerfEvent>() as u32,
-        config: tracepoint_id(name)?,
+        config: tracepoint_id(category, name)?,
         sample_period: 1,
         ..PerfEvent::default()
     };
@@ -164,11 +170,11 @@ fn open_tracepoint(name: &str) -> io::Result<OwnedFd> {
     })
 }
 
-fn tracepoint_id(name: &str) -> io::Result<u64> {
+fn tracepoint_id(category: &str, name: &str) -> io::Result<u64> {
     // An old host mounts tracefs inside debugfs.
     let places = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"].map(Path::new);
     let place = places.iter().find(|place| place.join("events").exists()).unwrap_or(&places[0]);
-    let text = fs::read_to_string(place.join("events/syscalls").join(name).join("id"))?;
+    let text = fs::read_to_string(place.join("events").join(category).join(name).join("id"))?;
     text.trim().parse().map_err(io::Error::other)
 }
 

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use super::agent::{Agent, Options, sum};
 use super::bpftrace::Bpftrace;
 use super::peers::{self, Peers};
-use super::{Better, Row, costs, decision, flood, oom, process, programs, restart, workload};
+use super::{Better, Row, costs, decision, filesystem, flood, oom, process, programs, restart, workload};
 use crate::paths::{self, Profile};
 use crate::{build, host, process as child};
 
@@ -60,6 +60,8 @@ fn measure(effort: &Effort, peers: &Peers) -> Result<Vec<Row>> {
     rows.extend(costs::connect_rows(effort.rounds, peers)?);
     eprintln!("bench: what programs that do nothing cost");
     rows.extend(costs::floor_rows(effort.rounds)?);
+    eprintln!("bench: programs that do nothing in the filesystem");
+    rows.extend(filesystem::rows(effort.rounds)?);
     eprintln!("bench: the kernel's own count of program time");
     rows.extend(programs::rows(peers)?);
     eprintln!("bench: rings");

@@ -8,6 +8,7 @@ mod bpftrace;
 mod costs;
 mod decision;
 mod empty;
+mod filesystem;
 mod flood;
 mod http;
 mod kernel;

@@ -16,14 +16,15 @@ const RUN_GOAL_NS: f64 = 80.0;
 const BPFTRACE: &str = "bpftrace";
 
 /// The kernel counts a program's time only while asked to, since the count has a price of its own.
-struct Statistics {
+pub(super) struct Statistics {
     before: String,
 }
 
 const STATISTICS: &str = "/proc/sys/kernel/bpf_stats_enabled";
 
 impl Statistics {
-    fn enable() -> Result<Self> {
+    /// Until it is dropped.
+    pub(super) fn enable() -> Result<Self> {
         let before = fs::read_to_string(STATISTICS).with_context(|| format!("cannot read {STATISTICS}"))?;
         fs::write(STATISTICS, "1").with_context(|| format!("cannot write {STATISTICS}"))?;
         Ok(Self { before })

@@ -13,12 +13,12 @@ pub(super) struct Load {
 }
 
 pub(super) const WRITE_NULL: Load = Load { row: "write_null", arguments: ["pwrite-null", "300000"] };
+pub(super) const WRITE_FILE: Load = Load { row: "write_file", arguments: ["pwrite-file", "200000"] };
 pub(super) const GETPPID: Load = Load { row: "getppid", arguments: ["getppid", "500000"] };
 pub(super) const CONNECT: Load = Load { row: "connect", arguments: ["connect", "4000"] };
 
 /// Long enough each to be far above the noise of starting, short enough for many rounds.
-pub(super) const LOADS: [Load; 4] =
-    [WRITE_NULL, Load { row: "write_file", arguments: ["pwrite-file", "200000"] }, GETPPID, CONNECT];
+pub(super) const LOADS: [Load; 4] = [WRITE_NULL, WRITE_FILE, GETPPID, CONNECT];
 
 /// What is there while a load runs.
 pub(super) trait Attached {

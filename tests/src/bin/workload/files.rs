@@ -9,6 +9,8 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
+use super::ways;
+
 fn create(file: impl AsRef<Path>) -> Result<File> {
     let file = file.as_ref();
     File::create(file).with_context(|| format!("cannot create {}", file.display()))
@@ -84,11 +86,12 @@ pub(crate) fn tour(parent: &Path, file: &str, times: u64, rounds: u64) -> Result
     Ok(json!({"cgroups": cgroups.len(), "writes_each": rounds * (times + 1)}))
 }
 
-/// Writes to what is no regular file.
+/// Writes and copies to what is no regular file.
 pub(crate) fn others(times: u64) -> Result<Value> {
     let mut null = File::options().write(true).open("/dev/null").context("cannot open /dev/null")?;
     let (mut out, mut into) = io::pipe().context("no pipe")?;
     let (near, mut far) = UnixStream::pair().context("no pair of sockets")?;
+    let source = File::open("/proc/self/exe").context("cannot open my own program")?;
     let mut taken = [0; 1];
     for _ in 0..times {
         null.write_all(b"x").context("/dev/null")?;
@@ -98,8 +101,13 @@ pub(crate) fn others(times: u64) -> Result<Value> {
         let sent = write_byte(near.as_raw_fd());
         whole(sent, 1, "write to a socket")?;
         far.read_exact(&mut taken).context("a socket")?;
+        ways::sendfile(&source, &near, 0, 1).context("sendfile to a socket")?;
+        far.read_exact(&mut taken).context("a socket")?;
+        ways::splice_from(&source, &into, 1).context("splice to a pipe")?;
+        ways::splice_to(&out, &near, 1).context("splice to a socket")?;
+        far.read_exact(&mut taken).context("a socket")?;
     }
-    Ok(json!({"writes": times * 3}))
+    Ok(json!({"writes": times * 6}))
 }
 
 /// The call itself: the standard library takes another one for sockets.

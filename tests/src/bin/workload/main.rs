@@ -47,7 +47,9 @@ usage: galen-workload [--wait] [--netns FILE] [--dies-first] COMMAND
   write-mix FILE N              N calls each of write, pwrite64, writev, pwritev, pwritev2
   write-one FILE BYTES          one call of write
   write-large FILE MIB          so much to FILE, each MiB on the disk before the next
-  write-others N                N writes each to /dev/null, a pipe and a socket
+  write-others N                N writes and copies each to /dev/null, a pipe and a socket
+  copy-mix SOURCE FILE N        N calls each of sendfile, splice, copy_file_range, and some that copy nothing
+  copy-full SOURCE FILE         the same calls to a filesystem that is full, once each
   write-way WAY SOURCE FILE     5 operations of 4096 bytes in this way: write, pwrite64, writev, pwritev, pwritev2,
                                 sendfile, splice, copy_file_range, io_uring, io_uring_direct, io_submit,
                                 io_submit_direct, mmap; SOURCE has what is copied
@@ -102,6 +104,8 @@ fn run(words: &[&str]) -> Result<Value> {
         ["write-one", file, bytes] => return files::one(Path::new(file), number(bytes)?),
         ["write-large", file, mib] => return files::large(Path::new(file), number(mib)?),
         ["write-others", times] => return files::others(number(times)?),
+        ["copy-mix", source, file, times] => return ways::copies(source, file, number(times)?),
+        ["copy-full", source, file] => return ways::copies_to_full(source, file),
         ["write-way", way, source, file] => return ways::one(way, source, file),
         ["last-deeds", file, addr, mib] => {
             files::one(Path::new(file), 5)?;

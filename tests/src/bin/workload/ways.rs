@@ -60,9 +60,9 @@ fn piece(way: &str, from: &File, to: &File, offset: u64) -> Result<u64> {
         "writev" => count(vector(fd, &parts, Way::Writev, at)),
         "pwritev" => count(vector(fd, &parts, Way::Pwritev, at)),
         "pwritev2" => count(vector(fd, &parts, Way::Pwritev2, at)),
-        "sendfile" => sendfile(from, to),
+        "sendfile" => sendfile(from, to, 0, PIECE),
         "splice" => splice(from, to),
-        "copy_file_range" => copy_file_range(from, to, at),
+        "copy_file_range" => copy_file_range(from, to, [0, at], PIECE, 0),
         "io_submit" | "io_submit_direct" => return submit(fd, &Aligned(bytes), offset),
         "io_uring" | "io_uring_direct" => return ring(fd, &Aligned(bytes), offset),
         "mmap" => return map(to, offset).map(|()| PIECE as u64),
@@ -75,32 +75,86 @@ fn count(returned: isize) -> io::Result<usize> {
     usize::try_from(returned).map_err(|_| io::Error::last_os_error())
 }
 
-fn sendfile(from: &File, to: &File) -> io::Result<usize> {
-    let mut start = 0;
+/// One call, from this offset.
+pub(crate) fn sendfile(from: &File, to: &impl AsRawFd, at: i64, bytes: usize) -> io::Result<usize> {
+    let mut start = at;
     // SAFETY: both descriptors are open; `start` outlives the call.
-    count(unsafe { libc::sendfile(to.as_raw_fd(), from.as_raw_fd(), &raw mut start, PIECE) })
+    count(unsafe { libc::sendfile(to.as_raw_fd(), from.as_raw_fd(), &raw mut start, bytes) })
 }
 
 /// From a file to a pipe, and from there to the other file: only the second half writes.
 fn splice(from: &File, to: &File) -> io::Result<usize> {
     let (out, into) = io::pipe()?;
+    let taken = splice_from(from, &into, PIECE)?;
+    splice_to(&out, to, taken)
+}
+
+/// The first bytes of a file into a pipe.
+pub(crate) fn splice_from(from: &File, into: &impl AsRawFd, bytes: usize) -> io::Result<usize> {
     let mut start = 0;
     // SAFETY: the descriptors are open, `start` outlives the call, and a pipe takes no offset.
-    let taken = count(unsafe {
-        libc::splice(from.as_raw_fd(), &raw mut start, into.as_raw_fd(), ptr::null_mut(), PIECE, 0)
-    })?;
-    // SAFETY: as above; without an offset the file's own position is used.
     count(unsafe {
-        libc::splice(out.as_raw_fd(), ptr::null_mut(), to.as_raw_fd(), ptr::null_mut(), taken, 0)
+        libc::splice(from.as_raw_fd(), &raw mut start, into.as_raw_fd(), ptr::null_mut(), bytes, 0)
     })
 }
 
-fn copy_file_range(from: &File, to: &File, at: i64) -> io::Result<usize> {
-    let (mut start, mut end) = (0, at);
+/// From a pipe to where the other side stands.
+pub(crate) fn splice_to(out: &impl AsRawFd, to: &impl AsRawFd, bytes: usize) -> io::Result<usize> {
+    // SAFETY: both descriptors are open; without an offset the file's own position is used.
+    count(unsafe {
+        libc::splice(out.as_raw_fd(), ptr::null_mut(), to.as_raw_fd(), ptr::null_mut(), bytes, 0)
+    })
+}
+
+/// One call, from one offset to the other.
+fn copy_file_range(from: &File, to: &File, at: [i64; 2], bytes: usize, flags: u32) -> io::Result<usize> {
+    let [mut start, mut end] = at;
     // SAFETY: both descriptors are open; the offsets outlive the call.
     count(unsafe {
-        libc::copy_file_range(from.as_raw_fd(), &raw mut start, to.as_raw_fd(), &raw mut end, PIECE, 0)
+        libc::copy_file_range(from.as_raw_fd(), &raw mut start, to.as_raw_fd(), &raw mut end, bytes, flags)
     })
+}
+
+/// Each call that copies, `times` times, with another length for each; and each once where there is nothing to copy,
+/// or it is asked for what it cannot do, which is no write.
+pub(crate) fn copies(source: &str, target: &str, times: u64) -> Result<Value> {
+    let from = File::open(source).with_context(|| format!("cannot open {source}"))?;
+    let to = File::create(target).with_context(|| format!("cannot create {target}"))?;
+    let (out, into) = io::pipe()?;
+    let mut bytes = 0;
+    let mut done = |copied: io::Result<usize>, expected: u64, call| -> Result<()> {
+        bytes += whole(isize::try_from(copied.context(call)?)?, expected, call)?;
+        Ok(())
+    };
+    for _ in 0..times {
+        done(sendfile(&from, &to, 0, 13), 13, "sendfile")?;
+        splice_from(&from, &into, 17)?;
+        done(splice_to(&out, &to, 17), 17, "splice")?;
+        done(copy_file_range(&from, &to, [0, 0], 19, 0), 19, "copy_file_range")?;
+    }
+    let end = i64::try_from(from.metadata()?.len())?;
+    done(sendfile(&from, &to, end, 1), 0, "sendfile of nothing")?;
+    done(copy_file_range(&from, &to, [end, 0], 1, 0), 0, "copy_file_range of nothing")?;
+    drop(into);
+    done(splice_to(&out, &to, 1), 0, "splice of nothing")?;
+    let refused = copy_file_range(&from, &to, [0, 0], 1, u32::MAX);
+    ensure!(refused.is_err_and(|error| error.raw_os_error() == Some(libc::EINVAL)), "no such flags");
+    Ok(json!({"writes": times * 3, "bytes": bytes, "errors": 0}))
+}
+
+/// Each call that copies, to a filesystem that is full.
+pub(crate) fn copies_to_full(source: &str, target: &str) -> Result<Value> {
+    let from = File::open(source).with_context(|| format!("cannot open {source}"))?;
+    let to = File::create(target).with_context(|| format!("cannot create {target}"))?;
+    let (out, into) = io::pipe()?;
+    splice_from(&from, &into, 1)?;
+    let tries =
+        [sendfile(&from, &to, 0, 1), splice_to(&out, &to, 1), copy_file_range(&from, &to, [0, 0], 1, 0)];
+    for tried in &tries {
+        let is_full = tried.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::ENOSPC));
+        ensure!(is_full, "{target} is not full: {tries:?}");
+    }
+    Ok(json!({"writes": 0, "bytes": 0, "errors": tries.len()}))
 }
 
 /// `struct iocb`, include/uapi/linux/aio_abi.h, on a machine that is little-endian.
