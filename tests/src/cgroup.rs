@@ -3,6 +3,8 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -13,12 +15,18 @@ use crate::wait::until;
 const V1: &str = "/sys/fs/cgroup/memory";
 const V2: &str = "/sys/fs/cgroup";
 
-/// A memory cgroup that goes with this value.
+/// A memory cgroup that goes with this value, or with the last of its children.
 pub struct Cgroup {
     /// Its folder.
     pub folder: PathBuf,
     root: &'static str,
-    is_own: bool,
+    own: Option<Arc<Own>>,
+}
+
+/// A folder that this process made. What is below it holds it: the kernel removes no cgroup that has children.
+struct Own {
+    folder: PathBuf,
+    _above: Option<Arc<Own>>,
 }
 
 impl Cgroup {
@@ -28,7 +36,7 @@ impl Cgroup {
     /// There is no such hierarchy, or no right to make cgroups in it.
     pub fn new(what: &str) -> Result<Self> {
         let root = root()?;
-        Self::make(Path::new(root).join(unique(what)), root)
+        Self::make(Path::new(root).join(unique(what)), root, None)
     }
 
     /// Uses one that another made, who also removes it.
@@ -39,7 +47,7 @@ impl Cgroup {
         let root = root()?;
         let folder = PathBuf::from(format!("{root}{path}"));
         ensure!(folder.is_dir(), "there is no cgroup {}", folder.display());
-        Ok(Self { folder, root, is_own: false })
+        Ok(Self { folder, root, own: None })
     }
 
     /// Makes one below this one.
@@ -50,17 +58,18 @@ impl Cgroup {
         if !self.is_v1() {
             self.write("cgroup.subtree_control", "+memory")?;
         }
-        Self::make(self.folder.join(what), self.root)
+        Self::make(self.folder.join(what), self.root, self.own.clone())
     }
 
-    fn make(folder: PathBuf, root: &'static str) -> Result<Self> {
+    fn make(folder: PathBuf, root: &'static str, above: Option<Arc<Own>>) -> Result<Self> {
         fs::create_dir(&folder).with_context(|| {
             format!(
                 "cannot make the cgroup {}; run the tests as root: cargo xtask test e2e",
                 folder.display()
             )
         })?;
-        Ok(Self { folder, root, is_own: true })
+        let own = Own { folder: folder.clone(), _above: above };
+        Ok(Self { folder, root, own: Some(Arc::new(own)) })
     }
 
     fn is_v1(&self) -> bool {
@@ -89,6 +98,24 @@ impl Cgroup {
         if self.folder.join(swap).exists() { self.write(swap, "0") } else { Ok(()) }
     }
 
+    /// Limits its memory and not its swap. Hits of this limit are counted on every kernel; newer ones count none of
+    /// cgroup v1's limit of memory and swap together (`track_failcnt`, mm/page_counter.c), which is hit first where
+    /// both are the same.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn limit_without_swap(&self, bytes: u64) -> Result<()> {
+        let (file, with_swap, none) = if self.is_v1() {
+            ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes", "-1")
+        } else {
+            ("memory.max", "memory.swap.max", "max")
+        };
+        if self.folder.join(with_swap).exists() {
+            self.write(with_swap, none)?;
+        }
+        self.write(file, &bytes.to_string())
+    }
+
     /// Lets an OOM kill all of it, where the kernel can (cgroup v2); returns whether it can.
     ///
     /// # Errors
@@ -114,19 +141,18 @@ impl Cgroup {
     }
 }
 
-impl Drop for Cgroup {
+impl Drop for Own {
     fn drop(&mut self) {
-        if !self.is_own {
-            return;
-        }
         // Busy until the last of its processes is reaped.
         let removed = || match fs::remove_dir(&self.folder) {
             Ok(()) => true,
             Err(error) => error.kind() == ErrorKind::NotFound,
         };
-        if let Err(error) = until(Duration::from_secs(5), "the cgroup to be empty", removed) {
-            eprintln!("{} is left: {error}", self.folder.display());
-        }
+        let Err(error) = until(Duration::from_secs(5), "the cgroup to be empty", removed) else { return };
+        let left = format!("{} is left: {error}", self.folder.display());
+        // A test that leaves something behind fails, unless it has failed already.
+        assert!(thread::panicking(), "{left}");
+        eprintln!("{left}");
     }
 }
 

@@ -13,6 +13,7 @@ pub mod confine;
 pub mod http;
 pub mod lines;
 pub mod load;
+pub mod machine;
 pub mod matrix;
 pub mod metrics;
 pub mod netns;
@@ -20,6 +21,7 @@ pub mod receiver;
 pub mod runtime;
 pub mod tmpfs;
 pub mod wait;
+pub mod ways;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 

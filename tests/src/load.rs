@@ -125,6 +125,16 @@ impl Load {
         command::wait(&mut self.child, DEADLINE)
     }
 
+    /// Waits for an end that is not its own; gives its process id.
+    ///
+    /// # Errors
+    /// It does not end, or succeeds.
+    pub fn killed(mut self) -> Result<u32> {
+        let status = self.wait()?;
+        ensure!(!status.success(), "the load was not killed");
+        Ok(self.pid())
+    }
+
     /// Waits for its end and takes its numbers.
     ///
     /// # Errors

@@ -38,13 +38,26 @@ const BASELINE_EVERY: Duration = Duration::from_secs(30);
 /// Cgroups whose counters are remembered.
 const BASELINE_MAX: usize = 512;
 
+/// A moment by the clock of events, and by the one that nobody sets.
+#[derive(Clone, Copy)]
+struct Now {
+    wall: WallTime,
+    mono: Instant,
+}
+
+impl Now {
+    fn read() -> Self {
+        Self { wall: WallTime::now(), mono: Instant::now() }
+    }
+}
+
 pub(super) struct Worker {
     proc: PathBuf,
     tree: Option<Tree>,
     name: NameCgroup,
     log: Option<KernelLog>,
     samples: Samples,
-    baseline: HashMap<String, Counts>,
+    baseline: HashMap<String, Before>,
     /// Whether the baseline has every cgroup that there was: then one that it lacks began at 0.
     baseline_whole: bool,
     /// When it was read.
@@ -53,6 +66,13 @@ pub(super) struct Worker {
     stats: Arc<Stats>,
     open: Vec<Open>,
     page_bytes: u64,
+}
+
+/// A cgroup's counters when they were last looked at.
+#[derive(Clone, Copy)]
+struct Before {
+    counts: Counts,
+    at: Instant,
 }
 
 /// An incident that is still looked into.
@@ -126,30 +146,31 @@ impl Worker {
             let wait = if self.open.is_empty() { sample_due - now } else { LOOK_EVERY };
             match messages.recv_timeout(wait) {
                 Ok(message) => {
-                    self.take(message);
+                    self.take(message, Now::read());
                     while let Ok(message) = messages.try_recv() {
-                        self.take(message);
+                        self.take(message, Now::read());
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
-            self.look(false);
+            self.look(Now::read(), false);
         }
-        self.look(true);
+        self.look(Now::read(), true);
     }
 
     fn read_baseline(&mut self) {
         let Some(tree) = &self.tree else { return };
         let (found, whole) = tree.walk(BASELINE_MAX);
-        self.baseline = found.into_iter().collect();
+        let at = Instant::now();
+        self.baseline = found.into_iter().map(|(path, counts)| (path, Before { counts, at })).collect();
         self.baseline_whole = whole;
-        self.baseline_at = Instant::now();
+        self.baseline_at = at;
     }
 
-    fn take(&mut self, message: Message) {
+    fn take(&mut self, message: Message, now: Now) {
         match message {
-            Message::Mark(mark) => self.mark(*mark),
+            Message::Mark(mark) => self.mark(*mark, now),
             Message::Last { pid, time, moments } => {
                 let of = |open: &&mut Open| {
                     open.incident
@@ -164,12 +185,11 @@ impl Worker {
         }
     }
 
-    fn mark(&mut self, mark: Mark) {
+    fn mark(&mut self, mark: Mark, now: Now) {
         // First what is gone first.
         let process = Watched::new(&self.proc, mark.event.task.pid.unwrap_or(0));
         let scene = self.scene(&mark, &process);
-        let watch =
-            Watch { process, since: Instant::now(), cgroup: self.expect_kill(scene.victim.as_deref()) };
+        let watch = Watch { process, since: now.mono, cgroup: self.expect_kill(scene.victim.as_deref()) };
         let at = self.open.iter().position(|open| open.takes(&mark.event, &scene));
         if let Some(at) = at {
             self.open[at].add(mark, watch, &scene);
@@ -184,7 +204,7 @@ impl Worker {
             last_mark: mark.event.time,
             incident,
             watched: Vec::new(),
-            since: Instant::now(),
+            since: now.mono,
             lasts_due: 0,
             connects: Vec::new(),
             writes: Vec::new(),
@@ -230,8 +250,8 @@ impl Worker {
     fn levels(&self, victim: &str) -> Vec<Level> {
         let Some(tree) = &self.tree else { return Vec::new() };
         let level = |path: String| {
-            let moved =
-                tree.counts(&path).zip(self.before(&path)).map(|(now, before)| now.hits > before.hits);
+            let both = tree.counts(&path).zip(self.before(&path));
+            let moved = both.map(|(now, before)| now.hits > before.counts.hits);
             Level {
                 limit_bytes: tree.limit_bytes(&path),
                 most_bytes: tree.peak_bytes(&path).max(tree.usage_bytes(&path)),
@@ -243,24 +263,29 @@ impl Worker {
     }
 
     /// Where a cgroup's counters stood before; zero for one that is younger than the last look at all.
-    fn before(&self, path: &str) -> Option<Counts> {
+    fn before(&self, path: &str) -> Option<Before> {
         let id = self.tree.as_ref()?.id(path)?;
+        let young = Before { counts: Counts { id, ..Counts::default() }, at: self.baseline_at };
         match self.baseline.get(path) {
-            Some(counts) if counts.id == id => Some(*counts),
-            Some(_) => Some(Counts { id, ..Counts::default() }),
-            None => self.baseline_whole.then_some(Counts { id, ..Counts::default() }),
+            Some(before) if before.counts.id == id => Some(*before),
+            Some(_) => Some(young),
+            None => self.baseline_whole.then_some(young),
         }
     }
 
     /// The victim's cgroup and the kills counted there before this one. The next one's count begins behind it.
     fn expect_kill(&mut self, victim: Option<&str>) -> Option<(String, u64)> {
         let path = victim?.to_owned();
-        let before = self.before(&path)?;
+        let Before { counts, at } = self.before(&path)?;
+        let expected = Counts { oom_kills: counts.oom_kills.saturating_add(1), ..counts };
+        self.remember(path.clone(), Before { counts: expected, at });
+        Some((path, counts.oom_kills))
+    }
+
+    fn remember(&mut self, path: String, before: Before) {
         if self.baseline.len() < BASELINE_MAX || self.baseline.contains_key(&path) {
-            self.baseline
-                .insert(path.clone(), Counts { oom_kills: before.oom_kills.saturating_add(1), ..before });
+            self.baseline.insert(path, before);
         }
-        Some((path, before.oom_kills))
     }
 
     fn incident(&self, event: &Event, scene: &Scene) -> Incident {
@@ -318,9 +343,10 @@ impl Worker {
     fn memory(&self, path: &str) -> Option<CgroupMemory> {
         let tree = self.tree.as_ref()?;
         let mut memory = tree.memory(path)?;
-        let window_ms = u64::try_from(self.baseline_at.elapsed().as_millis()).unwrap_or(u64::MAX);
-        memory.lead_up =
-            tree.counts(path).zip(self.before(path)).map(|(now, before)| now.since(&before, window_ms));
+        memory.lead_up = tree.counts(path).zip(self.before(path)).map(|(now, before)| {
+            let window_ms = u64::try_from(before.at.elapsed().as_millis()).unwrap_or(u64::MAX);
+            now.since(&before.counts, window_ms)
+        });
         Some(memory)
     }
 
@@ -360,12 +386,11 @@ impl Worker {
     }
 
     /// Looks at all victims, and writes down what is known of those whose end was seen or waited for too long.
-    fn look(&mut self, is_end: bool) {
-        let now = WallTime::now();
+    fn look(&mut self, now: Now, is_end: bool) {
         for mut open in std::mem::take(&mut self.open) {
-            self.confirm(&mut open);
-            let is_late = open.since.elapsed() >= CONFIRM_WITHIN;
-            let may_join = now.0.saturating_sub(open.last_mark.0) < JOIN_WITHIN_NS;
+            self.confirm(&mut open, now);
+            let is_late = now.mono.duration_since(open.since) >= CONFIRM_WITHIN;
+            let may_join = now.wall.0.saturating_sub(open.last_mark.0) < JOIN_WITHIN_NS;
             let is_whole = open.incident.confirmed && open.lasts_due == 0 && !may_join;
             if is_whole || is_late || is_end {
                 self.close(open);
@@ -375,10 +400,11 @@ impl Worker {
         }
     }
 
-    fn confirm(&self, open: &mut Open) {
+    fn confirm(&self, open: &mut Open, now: Now) {
         for (watch, victim) in open.watched.iter().zip(&mut open.incident.victims) {
             if victim.ended_after_ms.is_none() && watch.process.has_ended() {
-                let after = u64::try_from(watch.since.elapsed().as_millis()).unwrap_or(u64::MAX);
+                let after = now.mono.duration_since(watch.since).as_millis();
+                let after = u64::try_from(after).unwrap_or(u64::MAX);
                 victim.ended_after_ms = Some(after);
                 victim.confirmed_by.push("exit");
             }
@@ -395,6 +421,8 @@ impl Worker {
 
     fn close(&mut self, mut open: Open) {
         open.finish();
+        // Before anybody sees that it is complete: the next incident is held against what this one left.
+        self.look_again(&open);
         // One that made room for newer ones in the meantime must not come back and push them out.
         let is_evicted = open.written && !self.store.has(&open.incident.id);
         if is_evicted || self.store.write(&open.incident.id, &json(&open.incident)) {
@@ -402,7 +430,10 @@ impl Worker {
         } else {
             self.stats.failed(Failure::Disk);
         }
-        // The next incident is held against what this one left.
+    }
+
+    /// Reads the counters of all cgroups that an incident was about.
+    fn look_again(&mut self, open: &Open) {
         let Some(tree) = &self.tree else { return };
         let paths: BTreeSet<String> = open
             .watched
@@ -410,12 +441,11 @@ impl Worker {
             .filter_map(|watch| watch.cgroup.as_ref())
             .flat_map(|(path, _)| limit::ancestors(path))
             .collect();
-        for path in paths {
-            if let Some(counts) = tree.counts(&path)
-                && (self.baseline.len() < BASELINE_MAX || self.baseline.contains_key(&path))
-            {
-                self.baseline.insert(path, counts);
-            }
+        let at = Instant::now();
+        let read: Vec<_> =
+            paths.into_iter().filter_map(|path| tree.counts(&path).map(|counts| (path, counts))).collect();
+        for (path, counts) in read {
+            self.remember(path, Before { counts, at });
         }
     }
 }

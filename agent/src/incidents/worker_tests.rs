@@ -6,8 +6,10 @@ use super::*;
 use crate::event::{OomKill, OomScope, Task};
 use crate::kernel::cgroups::Hierarchies;
 
-/// A host of plain files: a v2 hierarchy with a limit on `/pod`, and a procfs.
+/// A host of plain files: a v2 hierarchy with a limit on `/pod`, and a procfs. Its time stands still: however slow
+/// the machine, what follows closely does.
 struct Host {
+    now: Now,
     folder: tempfile::TempDir,
     worker: Worker,
     stats: Arc<Stats>,
@@ -47,7 +49,7 @@ fn host(files_max: usize) -> Host {
     let mut worker =
         Worker::new(&config, Sources { hierarchies, kernel_log: None, name }, Arc::clone(&stats));
     worker.read_baseline();
-    Host { folder, worker, stats }
+    Host { now: Now::read(), folder, worker, stats }
 }
 
 impl Host {
@@ -71,11 +73,16 @@ impl Host {
             trigger_pid: Some(99),
             trigger_comm: None,
         };
-        let time = WallTime(WallTime::now().0 - ago_ms * 1_000_000);
+        let time = WallTime(self.now.wall.0 - ago_ms * 1_000_000);
         let mut event = Event::of_node(time, "n".into(), Body::OomKill(kill));
         event.task = Task { pid: Some(pid), tid: Some(pid), ..Task::default() };
         event.identity = Arc::new(Identity { cgroup: Some(cgroup.into()), ..Identity::default() });
-        self.worker.take(Message::Mark(Box::new(Mark { event, cgroup_key: 0, fault: None })));
+        let mark = Mark { event, cgroup_key: 0, fault: None };
+        self.worker.take(Message::Mark(Box::new(mark)), self.now);
+    }
+
+    fn look(&mut self) {
+        self.worker.look(self.now, false);
     }
 
     fn last_deeds_are_there(&mut self) {
@@ -128,11 +135,11 @@ fn an_incident_is_closed_once_all_victims_have_ended() {
     host.kill(12, "/pod/a", 550);
     host.last_deeds_are_there();
     host.ends(11);
-    host.worker.look(false);
+    host.look();
     assert_eq!(host.worker.open.len(), 1, "one still runs");
     assert!(!host.worker.open[0].incident.confirmed);
     host.ends(12);
-    host.worker.look(false);
+    host.look();
     assert!(host.worker.open.is_empty());
     let files = host.files();
     assert_eq!((files.len(), host.stats.read().written), (1, 1));
@@ -150,12 +157,12 @@ fn the_cgroups_own_count_confirms_too_and_each_kill_only_once() {
     count(&host, 1);
     host.kill(11, "/pod/a", 600);
     host.kill(12, "/pod/a", 590);
-    host.worker.look(false);
+    host.look();
     let confirmed: Vec<bool> =
         host.worker.open[0].incident.victims.iter().map(|victim| victim.confirmed).collect();
     assert_eq!(confirmed, [true, false], "one was counted");
     count(&host, 2);
-    host.worker.look(false);
+    host.look();
     assert!(host.worker.open[0].incident.confirmed);
 }
 
@@ -163,8 +170,10 @@ fn the_cgroups_own_count_confirms_too_and_each_kill_only_once() {
 fn a_victim_that_does_not_end_is_told_so_after_the_deadline() {
     let mut host = host(9);
     host.kill(11, "/pod/a", 600);
-    host.worker.open[0].since = Instant::now() - CONFIRM_WITHIN;
-    host.worker.look(false);
+    host.look();
+    assert_eq!(host.worker.open.len(), 1, "there is time yet");
+    host.now.mono += CONFIRM_WITHIN;
+    host.look();
     assert!(host.worker.open.is_empty());
     assert_eq!(host.files()[0]["confirmed"], false);
     assert_eq!(host.files()[0]["complete"], true);
@@ -212,10 +221,38 @@ fn an_incident_that_made_room_does_not_come_back() {
     host.last_deeds_are_there();
     host.ends(11);
     host.ends(12);
-    host.worker.look(false);
+    host.look();
     let files = host.files();
     assert_eq!(files.len(), 1);
     assert_eq!(files[0]["victims"][0]["event"]["pid"], 12, "the newest stays");
     let stats = host.stats.read();
     assert_eq!((stats.written, stats.evicted, stats.failed), (2, 1, [("disk", 0), ("queue_full", 0)]));
+}
+
+#[test]
+fn what_led_up_to_a_kill_is_told_since_the_look_before_it_and_for_how_long_that_was() {
+    let mut host = host(9);
+    let hits = |host: &Host, hits: u64| {
+        let path = host.folder.path().join("cgroup/pod/memory.events.local");
+        fs::write(path, format!("oom {hits}\noom_kill 0\n")).unwrap();
+    };
+    let lead_up = |host: &Host| {
+        let memory = &host.worker.open[0].incident.memory;
+        memory.limit.as_ref().and_then(|of_limit| of_limit.lead_up).unwrap()
+    };
+    for before in host.worker.baseline.values_mut() {
+        before.at -= Duration::from_secs(20);
+    }
+    hits(&host, 3);
+    host.kill(11, "/pod/a", 600);
+    let first = lead_up(&host);
+    assert!(first.hits == 3 && first.window_ms >= 20_000, "{first:?}");
+    hits(&host, 5);
+    host.last_deeds_are_there();
+    host.ends(11);
+    host.look();
+    hits(&host, 6);
+    host.kill(12, "/pod/a", 0);
+    let second = lead_up(&host);
+    assert!(second.hits == 1 && second.window_ms < 20_000, "since the end of the first: {second:?}");
 }

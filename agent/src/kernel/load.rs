@@ -23,7 +23,7 @@ use super::object::OBJECT;
 use super::pins::{Found, Manifest, PinSet, Pinning, Place};
 use super::report::ProbeInfo;
 use super::rings::{OomRing, Rings};
-use super::shape::{MAPS, Shape};
+use super::shape::{MAPS, Shape, online_cpus};
 use super::wire::Wire;
 use super::{Report, host, ladder, pinned};
 use crate::config;
@@ -126,8 +126,11 @@ impl Core {
         hierarchies: &Hierarchies,
         pinning: Option<Pinning<'_>>,
     ) -> Result<Self, KernelError> {
-        let shape = Shape::new(kernel, host, hierarchies);
-        let unpinned = || Self::load(kernel, host, &shape, None);
+        let online = online_cpus();
+        let unpinned = || {
+            let shape = Shape::new(kernel, host, hierarchies, online);
+            Self::load(kernel, host, &shape, None)
+        };
         let Some(pinning) = pinning else { return unpinned() };
         let place = match Place::take(pinning.folder) {
             Ok(place) => place,
@@ -143,6 +146,8 @@ impl Core {
                 None
             }
         };
+        let cpus = found.as_ref().map_or(online, |old| old.manifest.cpus_or(online));
+        let mut shape = Shape::new(kernel, host, hierarchies, cpus);
         if let Some(old) = &found
             && (old.manifest.owner != pinning.owner || old.manifest.maps_key != shape.maps_key)
         {
@@ -154,6 +159,7 @@ impl Core {
             };
             tracing::warn!("what is pinned is replaced, and counters start anew: {why}");
             found = None;
+            shape = Shape::new(kernel, host, hierarchies, online);
         }
         // A probe without a hook gets another try at each start.
         let is_same = |old: &mut Found| {
@@ -229,6 +235,7 @@ impl Core {
             owner: owner.to_path_buf(),
             maps_key: shape.maps_key,
             programs_key: shape.programs_key,
+            cpus: shape.cpus,
             rings: shape.rings,
             shards: u64::from(shape.shards),
             probes: self.report.iter().map(probe).collect(),
@@ -284,7 +291,7 @@ impl Core {
         let mut counters = Counters::take(&mut take, shape.places, &kept)?;
         counters.prepare(u64::from(shape.shards))?;
         let mut changes = CgroupChanges::open(&mut take)?;
-        let costs = Costs::take(&mut take, shape.cpus)?;
+        let costs = Costs::take(&mut take, online_cpus())?;
         let diagnostics = Diagnostics::take(&mut ebpf);
         // Each ring that is put into its map waits for a grace period of the kernel, some 15 ms, and the
         // verifier takes about as long for the first program; attaching waits for both, since an event
@@ -343,7 +350,7 @@ impl Core {
         let oom_ring = OomRing::create(open(map_names::OOM_RING)?)?;
         let mut counters = Counters::take(&mut open, shape.places, &kept)?;
         let mut cgroup_changes = CgroupChanges::open(&mut open)?;
-        let costs = Costs::take(&mut open, shape.cpus)?;
+        let costs = Costs::take(&mut open, online_cpus())?;
         let introduction = Introduction::make(open(map_names::RUNTIME)?, host::own_pid(&host.proc))?;
         let rings = Rings::open(outer, failures, manifest.rings, &set)?;
         (cgroup_changes.variant, cgroup_changes.refused) =

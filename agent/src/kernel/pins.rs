@@ -56,6 +56,9 @@ pub struct Manifest {
     pub programs_key: u64,
     /// Each pin's kernel number.
     pub ids: BTreeMap<String, u32>,
+    /// CPUs that the maps and programs are made for; 0 in a set of an earlier version, which does not say.
+    #[serde(default)]
+    pub cpus: u32,
     /// Rings for CPUs.
     pub rings: u32,
     /// Copies of each cgroup's counters.
@@ -76,6 +79,13 @@ impl Manifest {
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
         let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
         serde_json::from_slice(text).map_err(|error| error.to_string())
+    }
+
+    /// CPUs to make maps and programs for, where a set with this manifest is there and so many are online: the set
+    /// goes on as it is, since a CPU more or less takes nothing away from what it counts.
+    #[must_use]
+    pub const fn cpus_or(&self, online: u32) -> u32 {
+        if self.cpus == 0 { online } else { self.cpus }
     }
 
     /// Whether each probe that is switched on has one.
@@ -524,6 +534,15 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let reason = Place::take(&place.path().join("galen")).err().unwrap();
         assert!(reason.contains("mount -t bpf"), "{reason}");
+    }
+
+    #[test]
+    fn a_manifest_of_before_does_not_say_how_many_cpus_it_is_for() {
+        let manifest = Manifest { cpus: 3, ..Manifest::default() };
+        let mut text = serde_json::to_value(&manifest).unwrap();
+        assert_eq!(Manifest::parse(text.to_string().as_bytes()).unwrap().cpus_or(8), 3);
+        text.as_object_mut().unwrap().remove("cpus");
+        assert_eq!(Manifest::parse(text.to_string().as_bytes()).unwrap().cpus_or(8), 8);
     }
 
     #[test]

@@ -48,7 +48,7 @@ pub(super) const MAPS: [&str; 24] = [
 
 /// How large everything is, and what is written into the read-only data.
 pub(super) struct Shape {
-    /// CPUs that are online.
+    /// CPUs that it is made for.
     pub cpus: u32,
     /// Rings for CPUs.
     pub rings: u32,
@@ -70,12 +70,17 @@ pub(super) struct Shape {
 }
 
 impl Shape {
-    /// Decides everything.
-    pub(super) fn new(kernel: &config::Kernel, host: &config::Host, hierarchies: &Hierarchies) -> Self {
-        let cpus = online_cpus();
+    /// Decides everything, for so many CPUs. All others count too, in what is there for these: CPUs come and go, and
+    /// what is pinned stays as it was made.
+    pub(super) fn new(
+        kernel: &config::Kernel,
+        host: &config::Host,
+        hierarchies: &Hierarchies,
+        cpus: u32,
+    ) -> Self {
         let (rings, ring_bytes) = plan(kernel.ring_bytes.0, cpus);
         // More copies than this cost more memory than the shared cache lines cost time.
-        let shards = cpus.next_power_of_two().min(4);
+        let shards = cpus.clamp(1, 4).next_power_of_two();
         let slots = write_slots(kernel, &host.proc);
         let stats_entries = kernel.cgroups_max.saturating_add(1).saturating_mul(shards);
         let oom_ring_bytes = kernel.oom_ring_bytes.0.next_power_of_two().clamp(4096, 1 << 30);
@@ -105,7 +110,7 @@ impl Shape {
 }
 
 /// CPUs that are online.
-fn online_cpus() -> u32 {
+pub(super) fn online_cpus() -> u32 {
     let cpus = aya::util::online_cpus().map_or(1, |cpus| cpus.len());
     u32::try_from(cpus).unwrap_or(u32::MAX)
 }
@@ -210,6 +215,7 @@ mod tests {
     use galen_common::record::CgroupKey;
     use galen_common::tcp_connect::{ConnectStart, ConnectStats, DestinationKey, DestinationStats};
 
+    use super::super::pins::Manifest;
     use super::*;
 
     /// What another version has pinned is read as what this one means.
@@ -238,11 +244,37 @@ mod tests {
     }
 
     #[test]
+    fn a_set_of_pins_goes_on_however_many_cpus_are_online_at_the_next_start() {
+        let (kernel, host) = (config::Kernel::default(), config::Host::default());
+        let for_cpus = |cpus| Shape::new(&kernel, &host, &Hierarchies::default(), cpus);
+        let made = for_cpus(2);
+        let manifest = Manifest { cpus: made.cpus, ..Manifest::default() };
+        for online in [1, 2, 4, 300] {
+            let next = for_cpus(manifest.cpus_or(online));
+            assert_eq!((next.maps_key, next.programs_key), (made.maps_key, made.programs_key), "{online}");
+            assert_eq!(for_cpus(online).maps_key == made.maps_key, online == 2, "{online}");
+        }
+    }
+
+    #[test]
+    fn any_number_of_cpus_has_a_shape() {
+        for (cpus, shards) in [(0, 1), (1, 1), (2, 2), (3, 4), (5, 4), (u32::MAX, 4)] {
+            let shape = Shape::new(
+                &config::Kernel::default(),
+                &config::Host::default(),
+                &Hierarchies::default(),
+                cpus,
+            );
+            assert_eq!(shape.shards, shards, "{cpus}");
+        }
+    }
+
+    #[test]
     fn what_the_maps_hold_and_what_the_programs_do_have_keys_of_their_own() {
         let (host, hierarchies) = (config::Host::default(), Hierarchies::default());
         let kernel = config::Kernel::default();
         let of = |kernel: &config::Kernel| {
-            let shape = Shape::new(kernel, &host, &hierarchies);
+            let shape = Shape::new(kernel, &host, &hierarchies, 2);
             (shape.maps_key, shape.programs_key)
         };
         let (maps, programs) = of(&kernel);

@@ -72,18 +72,30 @@ fn exact_with(variant: &str) -> Result<()> {
     counts_are_exact(&agent)
 }
 
+/// Calls that [`counts_are_exact`] makes, with the bytes of one, and how many of each.
+pub(crate) const MIX: [(&str, u64); 5] =
+    [("write", 7), ("pwrite64", 11), ("writev", 8), ("pwritev", 11), ("pwritev2", 22)];
+pub(crate) const MIX_TIMES: u64 = 200;
+
+/// Calls that it copies with, with the bytes of one: as many of each.
+pub(crate) const COPIES: [(&str, u64); 3] = [("sendfile", 13), ("splice", 17), ("copy_file_range", 19)];
+
 /// Every call that writes or copies, and a filesystem that gets full: exact counts.
 pub(crate) fn counts_are_exact(agent: &Agent) -> Result<()> {
     let cgroup = Cgroup::new("mix")?;
     let folder = TempDir::with_prefix("galen-test-")?;
-    let done = Load::run(&cgroup, &["write-mix", text(&folder.path().join("mix"))?, "200"])?;
-    ensure!(done.number("writes") == 1000 && done.number("bytes") == 200 * (7 + 11 + 8 + 11 + 22));
+    let file = folder.path().join("mix");
+    let done = Load::run(&cgroup, &["write-mix", text(&file)?, &MIX_TIMES.to_string()])?;
+    let bytes: u64 = MIX.iter().map(|(_, bytes)| bytes).sum();
+    let expected = (MIX_TIMES * MIX.len() as u64, MIX_TIMES * bytes);
+    ensure!((done.number("writes"), done.number("bytes")) == expected, "another load: {done:?}");
     counted(agent, &cgroup, &done)?;
     // What it wrote is copied.
-    let (copies, source) = (Cgroup::new("copies")?, folder.path().join("mix"));
-    let copy = folder.path().join("copy");
-    let done = Load::run(&copies, &["copy-mix", text(&source)?, text(&copy)?, "200"])?;
-    ensure!(done.number("writes") == 600 && done.number("bytes") == 200 * (13 + 17 + 19));
+    let (copies, copy) = (Cgroup::new("copies")?, folder.path().join("copy"));
+    let done = Load::run(&copies, &["copy-mix", text(&file)?, text(&copy)?, &MIX_TIMES.to_string()])?;
+    let bytes: u64 = COPIES.iter().map(|(_, bytes)| bytes).sum();
+    let expected = (MIX_TIMES * COPIES.len() as u64, MIX_TIMES * bytes);
+    ensure!((done.number("writes"), done.number("bytes")) == expected, "another load: {done:?}");
     counted(agent, &copies, &done)?;
 
     // A full filesystem: the last write that fits returns less than it was asked to write, the next one fails.

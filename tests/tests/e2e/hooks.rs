@@ -13,6 +13,13 @@ use tempfile::TempDir;
 
 const VARIANTS: [&str; 3] = ["tp_btf", "raw_tp", "tracepoint"];
 
+/// What [`connects_by`] tries, and what is to come of it.
+pub(crate) const ACCEPTED: u64 = 6;
+pub(crate) const REFUSED_IPV4: u64 = 4;
+pub(crate) const REFUSED_IPV6: u64 = 3;
+pub(crate) const UNANSWERED: u64 = 1;
+const REFUSED: u64 = REFUSED_IPV4 + REFUSED_IPV6;
+
 /// What the agent printed of this cgroup, to its end.
 fn connects(agent: &mut Agent, cgroup: &Cgroup) -> Result<Vec<Value>> {
     agent.stop()?;
@@ -32,22 +39,27 @@ pub(crate) fn connects_by(variant: &str) -> Result<()> {
     let cgroup = Cgroup::new(variant)?;
     let mut agent =
         Agent::start(&format!("kernel: {{ variant: {variant}, tcp_connect: {{ emit: all }} }}\n"))?;
-    Load::run(&cgroup, &["try-connect", &listening, "6"])?;
-    for (to, times) in [("127.0.0.1:9", "4"), ("[::1]:9", "3"), (NetNs::SILENT, "1")] {
-        Load::start_in(&cgroup, Some(&silence), &["try-connect", to, times])?.finish()?;
+    Load::run(&cgroup, &["try-connect", &listening, &ACCEPTED.to_string()])?;
+    let silent = [("127.0.0.1:9", REFUSED_IPV4), ("[::1]:9", REFUSED_IPV6), (NetNs::SILENT, UNANSWERED)];
+    for (to, times) in silent {
+        Load::start_in(&cgroup, Some(&silence), &["try-connect", to, &times.to_string()])?.finish()?;
     }
     let path = cgroup.path();
-    for (outcome, count) in [("established", 6), ("refused", 7), ("timed_out", 1)] {
+    let outcomes = [("established", ACCEPTED), ("refused", REFUSED), ("timed_out", UNANSWERED)];
+    for (outcome, count) in outcomes {
         let labels = [("cgroup", &*path), ("outcome", outcome)];
         agent.metric_becomes("galen_tcp_connects_total", &labels, count)?;
     }
     // One SYN more is what the namespace allows.
     let labels = [("cgroup", &*path), ("outcome", "timed_out")];
-    agent.metric_becomes("galen_tcp_syn_retransmits_total", &labels, 1)?;
+    agent.metric_becomes("galen_tcp_syn_retransmits_total", &labels, UNANSWERED)?;
     let events = connects(&mut agent, &cgroup)?;
-    ensure!(events.len() == 14, "{variant}: {} events for 14 connects", events.len());
-    let of = |outcome: &str| events.iter().filter(|event| event["outcome"] == outcome).count();
-    ensure!((of("established"), of("refused"), of("timed_out")) == (6, 7, 1), "{variant}: {events:?}");
+    let all = ACCEPTED + REFUSED + UNANSWERED;
+    ensure!(events.len() as u64 == all, "{variant}: {} events for {all} connects", events.len());
+    for (outcome, count) in outcomes {
+        let of = events.iter().filter(|event| event["outcome"] == outcome).count();
+        ensure!(of as u64 == count, "{variant}: {of} {outcome}: {events:?}");
+    }
     let ports = events.iter().filter(|event| event["sport"].as_u64() > Some(0)).count();
     ensure!(ports == events.len(), "{variant}: a source port is missing: {events:?}");
     let late = events.iter().find(|event| event["outcome"] == "timed_out").context("a late one")?;

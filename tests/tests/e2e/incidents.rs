@@ -132,14 +132,11 @@ pub(super) fn is_one_file(by_itself: bool) -> Result<()> {
     rig.agent.metric_becomes("galen_incidents_files", &[], 1)
 }
 
-/// A pod with a limit and a container in it that has none.
-fn pod() -> Result<(Cgroup, Cgroup, Cgroup)> {
-    let above = Cgroup::new("kubepods")?;
-    let pod = above.child(&format!("pod{POD}"))?;
+/// A pod and a container in it; neither has a limit.
+fn pod() -> Result<(Cgroup, Cgroup)> {
+    let pod = Cgroup::new("kubepods")?.child(&format!("pod{POD}"))?;
     let container = pod.child(CONTAINER)?;
-    pod.limit(LIMIT)?;
-    // Dropped in this order.
-    Ok((container, pod, above))
+    Ok((pod, container))
 }
 
 fn ensure_pod(incident: &Value, pod: &Cgroup) -> Result<()> {
@@ -154,7 +151,8 @@ fn ensure_pod(incident: &Value, pod: &Cgroup) -> Result<()> {
 #[test]
 fn a_pods_limit_is_named_as_the_pods() -> Result<()> {
     let rig = rig("")?;
-    let (container, pod, _above) = pod()?;
+    let (pod, container) = pod()?;
+    pod.limit(LIMIT)?;
     let pid = oom(&container)?;
     let incident = incident_of(&rig.state, pid)?;
     ensure_pod(&incident, &pod)?;
@@ -164,12 +162,75 @@ fn a_pods_limit_is_named_as_the_pods() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_containers_limit_is_named_as_the_containers() -> Result<()> {
+    let rig = rig("")?;
+    let (_pod, container) = pod()?;
+    container.limit(LIMIT)?;
+    let incident = incident_of(&rig.state, oom(&container)?)?;
+    let limit = &incident["limit"];
+    ensure!(limit["kind"] == "container" && limit["container_id"] == CONTAINER, "{limit:#}");
+    ensure!(limit["pod_uid"] == POD && limit["cgroup"] == container.path(), "{limit:#}");
+    ensure!(limit["limit_bytes"] == LIMIT && incident["scope"] == "memcg", "{incident:#}");
+    ensure!(incident["memory"]["limit"]["cgroup"] == container.path(), "{incident:#}");
+    ensure!(incident["memory"]["victim"].is_null(), "it is the same cgroup: {incident:#}");
+    let list = show(&rig.state, &[])?;
+    ensure!(list.code() == 0 && list.stdout.contains("container "), "{}", list.stdout);
+    Ok(())
+}
+
+/// Limit hits that the kernel counted so far: those for good on cgroup v1, where that is all there is, and those
+/// that were answered by reclaim on v2.
+fn limit_hits(cgroup: &Cgroup) -> Result<(&'static str, u64)> {
+    let read = |file: &str| fs::read_to_string(cgroup.folder.join(file));
+    if let Ok(events) = read("memory.events.local") {
+        let max = events.lines().find_map(|line| line.strip_prefix("max ")).context("no max")?;
+        return Ok(("max", max.parse()?));
+    }
+    let of = |file: &str| -> Result<u64> { Ok(read(file).unwrap_or("0".to_owned()).trim().parse()?) };
+    Ok(("hits", of("memory.failcnt")? + of("memory.memsw.failcnt")?))
+}
+
+/// Hits that are answered by reclaim and kill nobody: more of a file than there is room for.
+fn press(cgroup: &Cgroup, folder: &Path) -> Result<()> {
+    let file = folder.join("pressed");
+    Load::run(cgroup, &["write-large", file.to_str().context("UTF-8")?, "48"])?;
+    fs::remove_file(&file).map_err(Into::into)
+}
+
+#[test]
+fn what_led_up_to_a_kill_is_counted_since_the_look_before() -> Result<()> {
+    let rig = rig("")?;
+    let scratch = TempDir::with_prefix_in("galen-test-", "/var/tmp")?;
+    let cgroup = small_cgroup()?;
+    // What comes before a kill is held against what the one before it left.
+    incident_of(&rig.state, oom(&cgroup)?)?;
+    let (field, before) = limit_hits(&cgroup)?;
+    cgroup.limit_without_swap(LIMIT)?;
+    press(&cgroup, scratch.path())?;
+    let pressed = limit_hits(&cgroup)?.1 - before;
+    ensure!(pressed > 0, "the kernel counts no hits of this limit");
+    cgroup.limit(LIMIT)?;
+    let incident = incident_of(&rig.state, oom(&cgroup)?)?;
+    let after = limit_hits(&cgroup)?.1 - before;
+    let lead_up = &incident["memory"]["limit"]["lead_up"];
+    let counted = lead_up[field].as_u64().context("no hits")?;
+    ensure!((pressed..=after).contains(&counted), "{pressed} to {after}, and not {lead_up:#}");
+    ensure!(
+        lead_up["oom_kills"].as_u64().is_some_and(|kills| kills <= 1),
+        "the first is not in it: {lead_up:#}"
+    );
+    ensure!(lead_up["window_ms"].as_u64().is_some_and(|ms| ms > 0), "{lead_up:#}");
+    Ok(())
+}
+
 /// The kernel reports no more than ten OOMs in five seconds, and not to everyone.
 #[test]
 fn without_the_kernels_log_the_limit_is_derived() -> Result<()> {
     let rig = rig("host: { kernel_log: /nonexistent }\n")?;
     rig.agent.log("whose limit an OOM hit is told by the cgroups' counters")?;
-    let (container, pod, _above) = pod()?;
+    let (pod, container) = pod()?;
+    pod.limit(LIMIT)?;
     for _ in 0..2 {
         let incident = incident_of(&rig.state, oom(&container)?)?;
         ensure_pod(&incident, &pod)?;

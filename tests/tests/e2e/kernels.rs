@@ -1,18 +1,20 @@
 //! The subjects of the table in `docs/kernels.md`: each with every variant of hooks that this kernel offers.
 //!
 //! What a kernel refuses is reported with its reason and is no failure of the test; `cargo xtask test vm`
-//! compares it with what the page says. What attaches has to work.
+//! compares it with what the page says. What attaches has to work. What the page says of a subject stands beside its
+//! test, with the test's own figures: who changes one changes the other.
 
 use std::fs;
-use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use galen_tests::agent::{Agent, SOON};
 use galen_tests::cgroup::Cgroup;
 use galen_tests::command::run_galen;
 use galen_tests::load::Load;
-use galen_tests::matrix::{Offer, each_variant, offer, these_variants};
+use galen_tests::machine;
+use galen_tests::matrix::{Offer, Subject, describe, each_variant, grouped, offer, state, these_variants};
 use galen_tests::wait::{Look, eventually};
+use galen_tests::ways::{OPERATIONS, PIECE_BYTES};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -24,9 +26,29 @@ fn agent(variant: &str) -> Result<Agent> {
     Agent::start(&format!("kernel: {{ variant: {variant} }}\n"))
 }
 
+fn subject<'a>(name: &'a str, probe: &'a str, statement: impl Into<String>) -> Subject<'a> {
+    Subject { name, probe, statement: statement.into() }
+}
+
+/// What all that follows was found on.
+#[test]
+fn a_machine() -> Result<()> {
+    let folder = TempDir::with_prefix("galen-test-")?;
+    describe(&machine::facts(folder.path())?)
+}
+
 #[test]
 fn connects() -> Result<()> {
-    each_variant("connects", "tcp_connect", |variant, _| {
+    let statement = format!(
+        "{} accepted, {} refused ({} over IPv4, {} over IPv6) and {} never answered: exact counts by outcome, an event \
+         for each, retransmitted SYNs; where the time of a connect went, who gave up, and the same by destination.",
+        hooks::ACCEPTED,
+        hooks::REFUSED_IPV4 + hooks::REFUSED_IPV6,
+        hooks::REFUSED_IPV4,
+        hooks::REFUSED_IPV6,
+        hooks::UNANSWERED,
+    );
+    each_variant(&subject("connects", "tcp_connect", statement), |variant, _| {
         hooks::connects_by(variant)?;
         connect_phases::split_by(variant)?;
         destinations::counted_by(variant).map(|()| Value::Null)
@@ -35,14 +57,23 @@ fn connects() -> Result<()> {
 
 #[test]
 fn writes() -> Result<()> {
-    each_variant("writes", "file_write", |variant, _| {
+    let calls = file_write::MIX.iter().chain(&file_write::COPIES).map(|(call, _)| *call);
+    let statement = format!(
+        "{} calls each of {}: exact numbers of writes, bytes and errors; and of a filesystem that gets full, with a \
+         short write and ENOSPC.",
+        file_write::MIX_TIMES,
+        calls.collect::<Vec<_>>().join(", "),
+    );
+    each_variant(&subject("writes", "file_write", statement), |variant, _| {
         file_write::counts_are_exact(&agent(variant)?).map(|()| Value::Null)
     })
 }
 
 #[test]
 fn oom_kills() -> Result<()> {
-    each_variant("OOM kills", "oom_kill", |variant, taken| {
+    let statement = "a kill in a cgroup below the one whose limit was hit: victim, its cgroup, its memory where the \
+                     kernel tells, who was allocating, the scope, the fault and the health that follow.";
+    each_variant(&subject("OOM kills", "oom_kill", statement), |variant, taken| {
         oom_kill::killed(&agent(variant)?, taken).map(|()| Value::Null)
     })
 }
@@ -51,17 +82,23 @@ fn oom_kills() -> Result<()> {
 /// was seen is what the cgroups' statistics hold.
 #[test]
 fn accounts() -> Result<()> {
-    each_variant("accounts", "file_write", |variant, _| {
+    const WRITERS: u32 = 8;
+    const WRITES: u32 = 2_500;
+    let statement = format!(
+        "{} writes by {WRITERS} processes at once into rings of the smallest size: exact counts, but for runs that the \
+         kernel says it left out, and `seen = delivered + filtered + sampled + dropped` with nothing in flight.",
+        grouped(u64::from(WRITERS * WRITES)),
+    );
+    each_variant(&subject("accounts", "file_write", statement), |variant, _| {
         let yaml =
             format!("kernel: {{ variant: {variant}, ring_bytes: 64KiB, file_write: {{ emit: all }} }}\n");
         let agent = Agent::start(&yaml)?;
         let (cgroup, folder) = (Cgroup::new("accounts")?, TempDir::with_prefix("galen-test-")?);
-        let (writers, writes) = (8, 2_500);
         let folder = folder.path().to_str().context("UTF-8")?;
-        let start = || Load::start(&cgroup, &["pwrite-file", &writes.to_string(), folder]);
-        let started = (0..writers).map(|_| start()).collect::<Result<Vec<_>>>()?;
+        let start = || Load::start(&cgroup, &["pwrite-file", &WRITES.to_string(), folder]);
+        let started = (0..WRITERS).map(|_| start()).collect::<Result<Vec<_>>>()?;
         started.into_iter().try_for_each(|writer| writer.finish().map(drop))?;
-        exact_but_for_missed_runs(&agent, &cgroup, writers * writes)?;
+        exact_but_for_missed_runs(&agent, &cgroup, WRITERS * WRITES)?;
         flood::settles(&agent)?;
         Ok(Value::Null)
     })
@@ -87,25 +124,39 @@ fn exact_but_for_missed_runs(agent: &Agent, cgroup: &Cgroup, writes: u32) -> Res
     })
 }
 
+const CPU_SWITCH: &str = "/sys/devices/system/cpu/cpu1/online";
+
+fn switch_cpu(state: &str) -> Result<()> {
+    fs::write(CPU_SWITCH, state).with_context(|| format!("{state} to {CPU_SWITCH}"))
+}
+
 /// A processor that goes off and comes back takes no count with it. A machine of one's own only: on a host, others
 /// are using it.
 #[test]
 fn processors_come_and_go() -> Result<()> {
-    if !Path::new("/vm/plan.json").exists() {
+    const WRITERS: u32 = 4;
+    const WRITES: u32 = 10_000;
+    const TIMES: usize = 3;
+    if !machine::is_ours() {
         eprintln!("left out: this takes a processor off the machine");
         return Ok(());
     }
-    these_variants(&["auto"], "hot-plug", "file_write", |variant, _| {
+    let statement = format!(
+        "{} writes and more by {WRITERS} processes while one of the {} CPUs goes off and comes back {TIMES} times: as \
+         accounts.",
+        grouped(u64::from(WRITERS * WRITES)),
+        machine::cpus()?.0,
+    );
+    these_variants(&["auto"], &subject("hot-plug", "file_write", statement), |variant, _| {
         let yaml =
             format!("kernel: {{ variant: {variant}, ring_bytes: 64KiB, file_write: {{ emit: all }} }}\n");
         let mut agent = Agent::start(&yaml)?;
         let (cgroup, folder) = (Cgroup::new("hot-plug")?, TempDir::with_prefix("galen-test-")?);
-        let writes = 10_000;
         let folder = folder.path().to_str().context("UTF-8")?;
-        let start = || Load::start(&cgroup, &["pwrite-file", &writes.to_string(), folder]);
-        let mut writers = (0..4).map(|_| start()).collect::<Result<Vec<_>>>()?;
-        let mut started = 4;
-        for state in ["0", "1", "0", "1", "0", "1"] {
+        let start = || Load::start(&cgroup, &["pwrite-file", &WRITES.to_string(), folder]);
+        let mut writers = (0..WRITERS).map(|_| start()).collect::<Result<Vec<_>>>()?;
+        let mut started = WRITERS;
+        for state in ["0", "1"].repeat(TIMES) {
             // Whoever is done is followed by another: the flood goes on.
             for writer in &mut writers {
                 if !writer.is_running()? {
@@ -113,13 +164,12 @@ fn processors_come_and_go() -> Result<()> {
                     started += 1;
                 }
             }
-            let switch = "/sys/devices/system/cpu/cpu1/online";
-            fs::write(switch, state).with_context(|| format!("{state} to {switch}"))?;
+            switch_cpu(state)?;
             // Every scrape holds the identity.
             agent.metrics()?;
         }
         writers.into_iter().try_for_each(|writer| writer.finish().map(drop))?;
-        exact_but_for_missed_runs(&agent, &cgroup, started * writes)?;
+        exact_but_for_missed_runs(&agent, &cgroup, started * WRITES)?;
         flood::settles(&agent)?;
         agent.stop()?;
         Ok(Value::Null)
@@ -174,12 +224,18 @@ fn a_function_that_the_kernel_lacks_is_named() -> Result<()> {
 
 #[test]
 fn ends() -> Result<()> {
-    each_variant("SIGTERM", "file_write", |variant, _| lifecycle::last_words(variant).map(|()| Value::Null))
+    let statement = "the agent prints what is still in the rings, and ends with 0.";
+    each_variant(&subject("SIGTERM", "file_write", statement), |variant, _| {
+        lifecycle::last_words(variant).map(|()| Value::Null)
+    })
 }
 
 #[test]
 fn restarts_count_on() -> Result<()> {
-    each_variant("restart", "file_write", |variant, _| {
+    let statement = "an agent ends and the next one takes over what is pinned: all writes and connects are counted \
+                     once, those between the two included where the kernel can pin the attachment: *counted*; else \
+                     *not counted*.";
+    each_variant(&subject("restart", "file_write", statement), |variant, _| {
         let is_counted = restarts::goes_on(variant)?;
         Ok(json!(if is_counted { "counted" } else { "not counted" }))
     })
@@ -187,7 +243,10 @@ fn restarts_count_on() -> Result<()> {
 
 #[test]
 fn incidents_are_whole() -> Result<()> {
-    these_variants(&["auto"], "incident", "oom_kill", |_, _| {
+    let statement = "an OOM kill's file with the limit that was hit, the victim, who was allocating, the largest \
+                     processes, the last connects and writes, confirmed by the victim's end and by the cgroup's own \
+                     count.";
+    these_variants(&["auto"], &subject("incident", "oom_kill", statement), |_, _| {
         incidents::is_one_file(false).map(|()| Value::Null)
     })
 }
@@ -219,9 +278,18 @@ fn is_seen(variant: &str, way: &str, by_system_call: bool) -> bool {
 fn coverage() -> Result<()> {
     let folder = TempDir::with_prefix("galen-test-")?;
     let source = folder.path().join("source");
-    fs::write(&source, [b's'; 4096])?;
+    fs::write(&source, [b's'; PIECE_BYTES])?;
     let source = source.to_str().context("UTF-8")?;
-    each_variant("coverage", "file_write", |variant, taken| {
+    state(
+        "ways",
+        &format!(
+            "{OPERATIONS} operations of {} bytes each way, in a cgroup of their own. *yes*: all are counted, with all \
+             their bytes. *no*: none is. *not available*: the kernel or the filesystem has no such way.",
+            grouped(PIECE_BYTES as u64),
+        ),
+    )?;
+    let statement = format!("which of {} ways to write is seen: the table further below.", WAYS.len());
+    each_variant(&subject("coverage", "file_write", statement), |variant, taken| {
         let agent = agent(variant)?;
         let mut seen = serde_json::Map::new();
         for (way, by_system_call) in WAYS {
@@ -235,7 +303,7 @@ fn coverage() -> Result<()> {
     })
 }
 
-/// What the agent counted of five operations in this way: all with their bytes, nothing, or what is neither.
+/// What the agent counted of [`OPERATIONS`] in this way: all with their bytes, nothing, or what is neither.
 fn look(agent: &Agent, way: &str, source: &str, folder: &TempDir) -> Result<String> {
     let cgroup = Cgroup::new(way)?;
     let target = folder.path().join(way);

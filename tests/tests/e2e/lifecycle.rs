@@ -17,10 +17,7 @@ use super::healing::only_in;
 
 /// Kills one process of a cgroup with a limit of its own.
 pub(crate) fn oom(cgroup: &Cgroup) -> Result<u32> {
-    let mut victim = Load::start(cgroup, &["take", "64"])?;
-    let status = victim.wait()?;
-    ensure!(!status.success(), "the limit did not hold");
-    Ok(victim.pid())
+    Load::start(cgroup, &["take", "64"])?.killed()
 }
 
 /// A cgroup in which [`oom`] kills.

@@ -40,6 +40,17 @@ pub(crate) fn one(file: &Path, bytes: u64) -> Result<Value> {
     Ok(json!({"writes": 1, "bytes": written}))
 }
 
+/// So many MiB, each on the disk before the next: in memory they can be given up at once.
+pub(crate) fn large(file: &Path, mib: u64) -> Result<Value> {
+    let mut opened = File::create(file).with_context(|| format!("cannot create {}", file.display()))?;
+    let buffer = vec![b'x'; 1 << 20];
+    for _ in 0..mib {
+        opened.write_all(&buffer).context("write")?;
+        opened.sync_data().context("fdatasync")?;
+    }
+    Ok(json!({"mib": mib}))
+}
+
 /// Many threads that write at once, each to a file of its own.
 pub(crate) fn crowd(folder: &str, threads: u64, times: u64) -> Result<Value> {
     let files: Vec<File> =

@@ -46,6 +46,7 @@ usage: galen-workload [--wait] [--netns FILE] [--dies-first] COMMAND
   write-crowd DIR THREADS N     N one-byte writes by each thread to a file of its own
   write-mix FILE N              N calls each of write, pwrite64, writev, pwritev, pwritev2
   write-one FILE BYTES          one call of write
+  write-large FILE MIB          so much to FILE, each MiB on the disk before the next
   write-others N                N writes and copies each to /dev/null, a pipe and a socket
   copy-mix SOURCE FILE N        N calls each of sendfile, splice, copy_file_range, and some that copy nothing
   copy-full SOURCE FILE         the same calls to a filesystem that is full, once each
@@ -101,6 +102,7 @@ fn run(words: &[&str]) -> Result<Value> {
         }
         ["write-mix", file, times] => return files::mix(file, number(times)?),
         ["write-one", file, bytes] => return files::one(Path::new(file), number(bytes)?),
+        ["write-large", file, mib] => return files::large(Path::new(file), number(mib)?),
         ["write-others", times] => return files::others(number(times)?),
         ["copy-mix", source, file, times] => return ways::copies(source, file, number(times)?),
         ["copy-full", source, file] => return ways::copies_to_full(source, file),

@@ -10,19 +10,15 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::ptr;
 
 use anyhow::{Context, Result, bail, ensure};
+use galen_tests::ways::{OPERATIONS as TIMES, PIECE_BYTES as PIECE};
 use io_uring::{IoUring, opcode, types};
 use serde_json::{Value, json};
 
 use super::files::{Way, pwrite, vector, whole};
 
-/// Bytes of one operation, and of the source.
-const PIECE: usize = 4096;
 /// As direct I/O wants it.
 #[repr(C, align(4096))]
 struct Aligned([u8; PIECE]);
-
-/// Operations.
-const TIMES: u64 = 5;
 
 /// Writes [`TIMES`] pieces to `target` in this way; what is copied comes from `source`.
 pub(crate) fn one(way: &str, source: &str, target: &str) -> Result<Value> {

@@ -165,8 +165,8 @@ fn boot(
         report = machine.run(|line| eprintln!("{:<8} {line}", kernel.release))?;
     }
     eprintln!("test: {} took {:.0} s", kernel.release, started.elapsed().as_secs_f64());
-    let cells = table::cells(&report.text)?;
-    let found = Found { release: kernel.release, version: image.version.clone(), cells };
+    let said = table::read(&report.text)?;
+    let found = Found { release: kernel.release, version: image.version.clone(), said };
     Ok((found, machine::check(&report)))
 }
 
