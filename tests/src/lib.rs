@@ -17,6 +17,7 @@ pub mod machine;
 pub mod matrix;
 pub mod metrics;
 pub mod netns;
+pub mod nginx;
 pub mod receiver;
 pub mod runtime;
 pub mod tmpfs;

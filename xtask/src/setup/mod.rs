@@ -9,7 +9,7 @@ mod compiler;
 pub(crate) mod ebpf_exporter;
 mod linker;
 pub(crate) mod peers;
-pub(crate) mod prometheus;
+pub(crate) mod server;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 use super::{Context, Outcome};
-use crate::setup::{apt, prometheus};
+use crate::setup::{apt, server};
 use crate::{host, package, paths, process};
 
 /// Builds the test programs as the user, and runs each as root.
@@ -20,7 +20,8 @@ pub(super) fn run(context: &Context) -> Result<Outcome> {
     if process::find("ip").is_none() {
         apt::ensure(&["iproute2"], "`ip`, which makes the tests' network namespaces")?;
     }
-    let server = prometheus::server()?;
+    let prometheus = server::program(&server::PROMETHEUS)?;
+    let nginx = server::program(&server::NGINX)?;
     let programs = test_programs()?;
     if programs.is_empty() {
         bail!("package {} has no test program; its tests lie in tests/", package::TESTS);
@@ -32,7 +33,8 @@ pub(super) fn run(context: &Context) -> Result<Outcome> {
         command.current_dir(&package);
         command.arg(variable("GALEN_BIN", paths::galen(paths::Profile::Release)));
         command.arg(variable("GALEN_WORKLOAD", paths::workload()));
-        command.arg(variable("GALEN_PROMETHEUS", server.clone()));
+        command.arg(variable("GALEN_PROMETHEUS", prometheus.clone()));
+        command.arg(variable("GALEN_NGINX", nginx.clone()));
         command.arg(variable("CARGO_MANIFEST_DIR", package.clone()));
         // One kernel, one agent at a time: tests that attach probes would see each other's events.
         command.arg(&program).arg("--test-threads=1").args(&context.options.arguments);
