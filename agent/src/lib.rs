@@ -2,8 +2,7 @@
 //!
 //! The modules are the stages of an event's way, in order; a stage imports only earlier ones:
 //! [`config`] → [`privilege`] → [`kernel`] → [`event`] → [`identity`] → [`incidents`] → [`health`] → [`faults`] →
-//! [`healing`] →
-//! [`sink`] → [`server`] → [`pipeline`] → [`cli`]. `ARCHITECTURE.md` shows the whole way.
+//! [`inspection`] → [`healing`] → [`sink`] → [`server`] → [`pipeline`] → [`cli`]. `ARCHITECTURE.md` shows the whole way.
 
 // These panic when the output is gone or full, and a panic ends the agent.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
@@ -17,6 +16,7 @@ pub mod health;
 pub mod identity;
 pub mod incidents;
 pub mod input;
+pub mod inspection;
 pub mod kernel;
 pub mod limits;
 pub mod memory;

@@ -135,8 +135,8 @@ pub fn file_write_exit_tp(ctx: TracePointContext) -> i32 {
 
 #[inline(always)]
 fn is_write(call: u64) -> bool {
-    is_in_set(call, get(&settings::WRITE_CALLS_A_FIRST), || get(&settings::WRITE_CALLS_A))
-        || is_in_set(call, get(&settings::WRITE_CALLS_B_FIRST), || get(&settings::WRITE_CALLS_B))
+    is_in_set(call, get(&settings::WRITE_CALLS_A_FIRST), get(&settings::WRITE_CALLS_A))
+        || is_in_set(call, get(&settings::WRITE_CALLS_B_FIRST), get(&settings::WRITE_CALLS_B))
 }
 
 /// The descriptor that a call writes to, from its registers, and how that write counts. It is the first argument, but

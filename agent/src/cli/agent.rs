@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -11,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::UNUSABLE;
 use crate::config::{self, Config, Loaded, Output, Overrides, Variant};
+use crate::inspection::target::{self, Target};
 use crate::kernel::pins::{self, Removed};
 use crate::pipeline::{self, Options, Prepared, StartError};
 
@@ -56,13 +58,18 @@ impl AgentArgs {
     }
 
     /// Loads what these arguments name, and says on standard error what is wrong or odd.
-    fn load(&self) -> Option<Config> {
-        match config::load(self.config.as_deref(), super::environment(), &self.overrides()) {
-            Ok(Loaded { config, warnings }) => {
+    fn load(&self) -> Option<(Config, Vec<Arc<Target>>)> {
+        let loaded = config::load(self.config.as_deref(), super::environment(), &self.overrides());
+        let read = loaded.and_then(|Loaded { config, warnings, places }| {
+            let targets = target::read_all(&config.inspection, &places)?;
+            Ok((config, targets, warnings))
+        });
+        match read {
+            Ok((config, targets, warnings)) => {
                 for warning in warnings {
                     tracing::warn!("{warning}");
                 }
-                Some(config)
+                Some((config, targets))
             }
             Err(diagnostics) => {
                 diagnostics.iter().for_each(super::say);
@@ -77,7 +84,7 @@ impl AgentArgs {
 /// # Errors
 /// When signals cannot be received, threads cannot be started, or what was asked for cannot be printed.
 pub fn run(args: &AgentArgs) -> anyhow::Result<ExitCode> {
-    let Some(config) = args.load() else { return Ok(ExitCode::from(UNUSABLE)) };
+    let Some((config, targets)) = args.load() else { return Ok(ExitCode::from(UNUSABLE)) };
     if args.unpin {
         return unpin(&config.kernel.pin_dir);
     }
@@ -90,14 +97,14 @@ pub fn run(args: &AgentArgs) -> anyhow::Result<ExitCode> {
     let early = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     let signals = early.block_on(async { Signals::listen() })?;
     match pipeline::prepare(&config, args.config.as_deref()) {
-        Ok(prepared) => super::in_runtime(serve(args.clone(), config, prepared, signals)),
+        Ok(prepared) => super::in_runtime(serve(args.clone(), (config, targets), prepared, signals)),
         Err(error) => ended(Err(error)),
     }
 }
 
 async fn serve(
     args: AgentArgs,
-    config: Config,
+    (config, targets): (Config, Vec<Arc<Target>>),
     prepared: Prepared,
     signals: Signals,
 ) -> anyhow::Result<ExitCode> {
@@ -105,7 +112,8 @@ async fn serve(
     let (reload, reload_requests) = mpsc::channel(1);
     let unpin = CancellationToken::new();
     let signals = tokio::spawn(signals.follow((shutdown.clone(), unpin.clone()), reload));
-    let options = Options { config, reload: Box::new(move || args.load()), reload_requests, shutdown, unpin };
+    let reload = Box::new(move || args.load());
+    let options = Options { config, targets, reload, reload_requests, shutdown, unpin };
     let result = pipeline::run(options, prepared).await;
     signals.abort();
     ended(result)

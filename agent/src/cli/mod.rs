@@ -1,6 +1,7 @@
 //! The commands: glue over the stages.
 
 pub mod agent;
+pub mod check;
 pub mod client;
 pub mod doctor;
 pub mod events;
@@ -45,6 +46,8 @@ enum Command {
     Events(events::EventsArgs),
     /// Show health now, worst first
     Status(status::StatusArgs),
+    /// Check the health of one target now
+    Check(check::CheckArgs),
     /// List the OOM incidents that were kept, or show one
     Incidents(incidents::IncidentsArgs),
     /// Feed a recorded incident to the decision maker and print what it decides; does nothing
@@ -68,6 +71,7 @@ pub fn main() -> ExitCode {
         Command::Validate(args) => validate::run(&args),
         Command::Events(args) => in_runtime(events::run(args)),
         Command::Status(args) => in_runtime(status::run(args)),
+        Command::Check(args) => check::run(&args),
         Command::Incidents(args) => incidents::run(&args),
         Command::Replay(args) => replay::run(&args),
     };

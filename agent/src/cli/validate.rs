@@ -9,6 +9,7 @@ use super::UNUSABLE;
 use super::text::Format;
 use crate::config::{self, Diagnostic, Loaded, Overrides, yaml};
 use crate::healing::policy::{self, PolicySet};
+use crate::inspection::target;
 
 /// Arguments of `galen validate`.
 #[derive(Clone, Debug, clap::Args)]
@@ -97,7 +98,8 @@ fn check(path: &Path) -> Checked {
 /// A configuration and the policies that it names.
 fn check_config(path: &Path, text: &str) -> Vec<Diagnostic> {
     match config::load_text(path, text, std::iter::empty(), &Overrides::default()) {
-        Ok(Loaded { config, mut warnings }) => {
+        Ok(Loaded { config, mut warnings, places }) => {
+            warnings.extend(target::read_all(&config.inspection, &places).err().unwrap_or_default());
             warnings.extend(PolicySet::load_good(&config.healing).1);
             warnings
         }

@@ -38,6 +38,7 @@ pub(super) fn check(config: &Config) -> Vec<Finding> {
     kernel(config, &mut findings);
     identity(config, &mut findings);
     rules(config, &mut findings);
+    inspection(config, &mut findings);
     healing(config, &mut findings);
     let incidents = &config.incidents;
     findings.range("incidents.files_max", incidents.files_max, 0, 100_000);
@@ -134,6 +135,18 @@ fn rules(config: &Config, findings: &mut Findings) {
     findings.ratio("faults.connect_failures", faults.connect_failures);
     findings.ratio("faults.write_errors", faults.write_errors);
     findings.ratio("faults.write_slow", faults.write_slow);
+}
+
+fn inspection(config: &Config, findings: &mut Findings) {
+    let inspection = &config.inspection;
+    findings.range("inspection.interval", inspection.interval, Span::millis(10), DAY);
+    findings.range("inspection.timeout", inspection.timeout, Span::millis(1), Span::secs(3600));
+    findings.range("inspection.unhealthy_after", inspection.unhealthy_after, 1, 10_000);
+    findings.range("inspection.healthy_after", inspection.healthy_after, 1, 10_000);
+    findings.range("inspection.concurrent_max", inspection.concurrent_max, 1, 65_536);
+    let (least, most) = (super::Bytes::kib(1), super::Bytes::kib(64 * 1024));
+    findings.range("inspection.response_max", inspection.response_max, least, most);
+    findings.range("inspection.lag_max", inspection.lag_max, Span::millis(10), Span::secs(3600));
 }
 
 fn healing(config: &Config, findings: &mut Findings) {

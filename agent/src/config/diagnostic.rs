@@ -148,7 +148,7 @@ pub fn suggestion<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> S
 ///
 /// `invalid type: string "x", expected u32` keeps its words; an unknown variant gets a suggestion.
 #[must_use]
-pub(super) fn from_serde(message: &str) -> (String, Option<String>) {
+pub fn from_serde(message: &str) -> (String, Option<String>) {
     let message = message.split(" at line ").next().unwrap_or(message);
     let Some(rest) = message.strip_prefix("unknown variant `") else {
         return match message.split_once(", expected ") {

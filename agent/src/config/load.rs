@@ -14,7 +14,7 @@ use super::yaml::{self, Node, Value};
 use super::{Config, Diagnostic, Mode, Output, Variant, check, env};
 
 /// Keys of the contract that later versions bring; refused by name, so that nobody believes they work.
-const LATER: [&str; 4] = ["inspection", "logs", "discovery", "export"];
+const LATER: [&str; 3] = ["logs", "discovery", "export"];
 
 /// What the command line said.
 #[derive(Clone, Copy, Debug, Default)]
@@ -36,6 +36,58 @@ pub struct Loaded {
     pub config: Config,
     /// What is odd and does no harm.
     pub warnings: Vec<Diagnostic>,
+    /// Where each value was written.
+    pub places: Places,
+}
+
+/// Where the values of a document were written, for those that are looked at later.
+#[derive(Clone, Debug, Default)]
+pub struct Places {
+    file: String,
+    origins: BTreeMap<String, Origin>,
+}
+
+impl Places {
+    /// The places in one document, whose root is called `root`.
+    #[must_use]
+    pub fn of(file: &str, root: &str, node: &Node) -> Self {
+        let mut places = Self { file: file.to_owned(), origins: BTreeMap::new() };
+        places.remember(root, node);
+        places
+    }
+
+    /// An error at the value of `path` (`inspection.targets.3.http.url`), or at the nearest one around it that was
+    /// written.
+    #[must_use]
+    pub fn diagnostic(&self, path: &str, what: impl Into<String>) -> Diagnostic {
+        let mut around = path;
+        loop {
+            if let Some(origin) = self.origins.get(around) {
+                return place(&self.file, Some(origin), what.into());
+            }
+            match around.rsplit_once('.') {
+                Some((shorter, _)) => around = shorter,
+                None => return place(&self.file, None, what.into()),
+            }
+        }
+    }
+
+    fn remember(&mut self, path: &str, node: &Node) {
+        match &node.value {
+            Value::List(items) => {
+                for (index, item) in items.iter().enumerate() {
+                    self.remember(&format!("{path}.{index}"), item);
+                }
+            }
+            Value::Map(entries) => {
+                for (key, value) in entries {
+                    self.remember(&format!("{path}.{}", key.name), value);
+                }
+            }
+            _ => {}
+        }
+        self.origins.insert(path.to_owned(), Origin::File(node.position));
+    }
 }
 
 /// Where a value came from, to report what is wrong with it.
@@ -106,10 +158,11 @@ pub fn load_str(
 ) -> Result<Loaded, Vec<Diagnostic>> {
     let root = yaml::parse(file, text).map_err(|error| vec![error])?;
     let schema = schema();
-    let mut found = Found { file, leaves: Vec::new(), origins: BTreeMap::new(), diagnostics: Vec::new() };
+    let places = Places { file: file.to_owned(), origins: BTreeMap::new() };
+    let mut found = Found { file, leaves: Vec::new(), places, diagnostics: Vec::new() };
     found.walk(&root, &schema, &mut Vec::new());
     env::overrides(env, &schema, &mut found.leaves, &mut found.diagnostics);
-    let Found { leaves, mut origins, mut diagnostics, .. } = found;
+    let Found { leaves, mut places, mut diagnostics, .. } = found;
 
     let mut effective = schema.clone();
     for leaf in leaves {
@@ -123,18 +176,19 @@ pub fn load_str(
             continue;
         }
         set(&mut effective, &leaf.path, leaf.value);
-        origins.insert(leaf.path.join("."), leaf.origin);
+        places.origins.insert(leaf.path.join("."), leaf.origin);
     }
     let mut config: Config =
         serde_json::from_value(effective).map_err(|error| vec![Diagnostic::of(file, error.to_string())])?;
     apply(&mut config, overrides);
     for finding in check::check(&config) {
-        diagnostics.push(place(file, origins.get(&finding.path), finding.what).expected(finding.expected));
+        let origin = places.origins.get(&finding.path);
+        diagnostics.push(place(file, origin, finding.what).expected(finding.expected));
     }
     // In the order of the file; what has no place in it comes last.
     diagnostics.sort_by_key(|d| (d.line == 0, d.line, d.column));
     let (errors, warnings): (Vec<_>, Vec<_>) = diagnostics.into_iter().partition(Diagnostic::is_error);
-    if errors.is_empty() { Ok(Loaded { config, warnings }) } else { Err(errors) }
+    if errors.is_empty() { Ok(Loaded { config, warnings, places }) } else { Err(errors) }
 }
 
 /// The effective configuration as YAML, every default included.
@@ -186,7 +240,7 @@ fn place(file: &str, origin: Option<&Origin>, what: String) -> Diagnostic {
 struct Found<'a> {
     file: &'a str,
     leaves: Vec<Leaf>,
-    origins: BTreeMap<String, Origin>,
+    places: Places,
     diagnostics: Vec<Diagnostic>,
 }
 
@@ -235,11 +289,7 @@ impl Found<'_> {
     }
 
     fn leaf(&mut self, node: &Node, default: &Json, path: &[String]) {
-        if let Value::List(items) = &node.value {
-            for (index, item) in items.iter().enumerate() {
-                self.origins.insert(format!("{}.{index}", path.join(".")), Origin::File(item.position));
-            }
-        }
+        self.places.remember(&path.join("."), node);
         // YAML reads `node: 17` as a number; where a text is meant, it is the text that was written.
         let value = match (default, node.text()) {
             (Json::String(_) | Json::Null, Some(text)) => Json::String(text),
@@ -322,11 +372,8 @@ mod tests {
 
     #[test]
     fn refuses_what_later_versions_bring() {
-        let text = "listen: 127.0.0.1:1\ninspection:\n  targets: []\n";
-        assert_eq!(
-            errors(text),
-            ["galen.yaml:2:1: `inspection` is not available in this version, remove it"]
-        );
+        let text = "listen: 127.0.0.1:1\nlogs:\n  sources: []\n";
+        assert_eq!(errors(text), ["galen.yaml:2:1: `logs` is not available in this version, remove it"]);
     }
 
     #[test]

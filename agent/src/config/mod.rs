@@ -1,11 +1,14 @@
 //! The configuration: one YAML file, all of it optional.
 //!
 //! As typed ([`Config`]) it holds what the file, the environment and the flags said, with defaults for the
-//! rest. Invariant: a value that got here is within its limits; nothing later needs to check it again.
+//! rest. Invariant: a value that got here is within its limits; nothing later needs to check it again. The
+//! exception are `inspection.targets`: each is read by the kind of check that it names, with [`Places`] to say
+//! where it is wrong.
 
 mod check;
 pub mod diagnostic;
 mod env;
+mod inspection;
 mod load;
 mod units;
 pub mod yaml;
@@ -16,7 +19,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use diagnostic::Diagnostic;
-pub use load::{Loaded, Overrides, load, load_str, load_text, print_effective};
+pub use inspection::Inspection;
+pub use load::{Loaded, Overrides, Places, load, load_str, load_text, print_effective};
 pub use units::{Bytes, Span};
 
 /// The whole configuration.
@@ -43,6 +47,8 @@ pub struct Config {
     pub health: Health,
     /// Fault rules.
     pub faults: Faults,
+    /// Health inspection.
+    pub inspection: Inspection,
     /// Healing.
     pub healing: Healing,
     /// Where the host's file systems are mounted, for an agent in a container.
@@ -66,6 +72,7 @@ impl Default for Config {
             identity: Identity::default(),
             health: Health::default(),
             faults: Faults::default(),
+            inspection: Inspection::default(),
             healing: Healing::default(),
             host: Host::default(),
             metrics: Metrics::default(),

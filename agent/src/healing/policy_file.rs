@@ -17,8 +17,8 @@ const KEYS: [&str; 7] =
     ["name", "triggers", "conditions", "actions", "max_concurrent", "cooldown", "rate_limit"];
 const ACTION_KEYS: [&str; 6] = ["id", "type", "params", "depends_on", "retry", "timeout"];
 /// The signals that something raises.
-const RAISED: [Signal; 4] =
-    [Signal::OomKill, Signal::ConnectFailures, Signal::WriteErrors, Signal::WriteSlow];
+const RAISED: [Signal; 5] =
+    [Signal::OomKill, Signal::ConnectFailures, Signal::WriteErrors, Signal::WriteSlow, Signal::TargetDown];
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const MILLISECOND: Duration = Duration::from_millis(1);

@@ -386,7 +386,7 @@ mod tests {
 
     fn is_known(call: u64) -> bool {
         let [first, second] = SETS;
-        is_in_set(call, first.0, || first.1) || is_in_set(call, second.0, || second.1)
+        is_in_set(call, first.0, first.1) || is_in_set(call, second.0, second.1)
     }
 
     #[test]

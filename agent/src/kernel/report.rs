@@ -31,6 +31,14 @@ impl Histogram {
         histogram
     }
 
+    /// A histogram with these counts by bucket, and the sum of their values.
+    #[must_use]
+    pub fn of_counts(counts: &[u64; BUCKETS], sum_ns: u64) -> Self {
+        let mut histogram = Self::default();
+        histogram.add(counts, sum_ns);
+        histogram
+    }
+
     /// Buckets that are not empty, by rising index, with their counts.
     pub fn buckets(&self) -> impl Iterator<Item = (usize, u64)> {
         self.buckets.iter().map(|(index, count)| (usize::from(*index), *count))

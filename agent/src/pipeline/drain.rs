@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::event::decode::{DecodeError, Raw, decode};
 use crate::event::{Body, Event, Probe, ProbeFates, WallTime};
 use crate::incidents::{Incidents, Mark};
+use crate::inspection::Change;
 use crate::kernel::{Diagnostics, OomRing, Rings};
 
 /// Records taken from each ring before other work gets its turn.
@@ -44,6 +45,8 @@ pub(super) struct Drain {
     pub incidents: Incidents,
     /// What healing has to say.
     pub healing: mpsc::Receiver<Event>,
+    /// Changes of targets' health.
+    pub inspected: mpsc::Receiver<Change>,
     /// New rules after a reload.
     pub reloads: mpsc::Receiver<Arc<Config>>,
     /// How often to drain when nobody asks for it.
@@ -83,6 +86,7 @@ impl Drain {
                     oom_more = self.drain_oom(&mut raws) >= BATCH;
                 }
                 Some(event) = self.healing.recv() => self.outlet.publish(event),
+                Some(change) = self.inspected.recv() => self.outlet.inspected(&change),
                 Some(config) = self.reloads.recv() => self.outlet.set_rules(&config),
                 Some(window) = windows_read.recv() => self.window(window, &mut losses, false),
                 _ = drain_timer.tick() => {
@@ -99,6 +103,9 @@ impl Drain {
         while self.drain_oom(&mut raws) > 0 && Instant::now() < deadline {}
         while self.drain_once(&mut raws) > 0 && Instant::now() < deadline {}
         self.incidents.after_batch(true);
+        while let Ok(change) = self.inspected.try_recv() {
+            self.outlet.inspected(&change);
+        }
         // The reader has its token too: what it still reads comes before the last window.
         while let Some(window) = windows_read.recv().await {
             self.window(window, &mut losses, false);

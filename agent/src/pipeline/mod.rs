@@ -15,6 +15,7 @@ mod fates;
 mod governor;
 mod heaviest;
 mod hierarchy;
+mod inspecting;
 mod loaded;
 mod losses;
 mod outlet;

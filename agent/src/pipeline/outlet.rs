@@ -10,6 +10,7 @@ use crate::event::{Body, Event, Fault, FaultSignal, Health, HealthState, Tick, W
 use crate::faults::{self, Detector};
 use crate::health::failing::Failing;
 use crate::health::{Monitor, SubjectHealth, rules};
+use crate::inspection::Change;
 use crate::kernel::KernelError;
 use crate::sink::Record;
 use crate::sink::history::History;
@@ -103,6 +104,15 @@ impl Outlet {
         let time = event.time;
         self.publish(event);
         self.health_changed(changes, time);
+        if let Some(raised) = raised {
+            self.publish(raised.said);
+        }
+    }
+
+    /// A target's health changed.
+    pub(super) fn inspected(&mut self, change: &Change) {
+        let raised = change.fault(&self.node, trace_id).map(|signal| self.raise(signal));
+        self.say(change.time, Body::Health(change.health()));
         if let Some(raised) = raised {
             self.publish(raised.said);
         }

@@ -14,7 +14,8 @@ use super::book::{Book, lock};
 use super::drain::Drain;
 use super::enrich::Enricher;
 use super::hierarchy::Hierarchy;
-use super::loaded::{blind_to, readiness_of};
+use super::inspecting::Inspecting;
+use super::loaded::{LoadedCore, blind_to, readiness_of};
 use super::outlet::{Outlet, Parts};
 use super::prepare::Prepared;
 use crate::config::{Config, Mode, Output};
@@ -26,6 +27,8 @@ use crate::identity::OomFunctions;
 use crate::identity::cri::{self, Cri};
 use crate::incidents::{self, Incidents};
 use crate::input;
+use crate::inspection::Change;
+use crate::inspection::target::Target;
 use crate::kernel::{Notes, Programs};
 use crate::server::{Api, LocalSocket, Readiness, Server, State};
 use crate::sink::history::History;
@@ -58,13 +61,15 @@ pub enum StartError {
     Thread(std::io::Error),
 }
 
-/// Reads the configuration anew.
-type Reload = Box<dyn Fn() -> Option<Config> + Send + Sync>;
+/// Reads the configuration and its targets anew.
+type Reload = Box<dyn Fn() -> Option<(Config, Vec<Arc<Target>>)> + Send + Sync>;
 
 /// What the command line adds to the configuration.
 pub struct Options {
     /// The effective configuration.
     pub config: Config,
+    /// The targets that it names.
+    pub targets: Vec<Arc<Target>>,
     /// Gives the configuration anew, or says why it cannot and gives `None`.
     pub reload: Reload,
     /// Told to read the configuration again.
@@ -80,13 +85,17 @@ pub struct Options {
 /// # Errors
 /// [`StartError::Thread`].
 pub async fn run(options: Options, mut prepared: Prepared) -> Result<(), StartError> {
-    let Options { config, reload, reload_requests, shutdown, unpin } = options;
+    let Options { config, targets, reload, reload_requests, shutdown, unpin } = options;
     let _lock = prepared.lock.take();
     let outputs = open_outputs(&config)?;
     // Programs stay attached as long as this lives, and those that are pinned longer.
     let mut programs = prepared.loaded.programs.take();
-    let incidents = start_incidents(&config, &mut prepared, &outputs.counters)?;
-    let running = spawn_parts(&config, outputs, incidents, prepared, (reload, reload_requests), &shutdown);
+    let (incidents, incidents_ended) = start_incidents(&config, &mut prepared, &outputs.counters)?;
+    let (inspecting, inspected) = Inspecting::new();
+    inspecting.set(targets, &config.inspection).await;
+    let threads = Threads { incidents, incidents_ended, inspecting, inspected };
+    let reloads = (reload, reload_requests);
+    let running = spawn_parts(&config, outputs, threads, prepared, reloads, &shutdown);
     shutdown.cancelled().await;
     tracing::info!("ending");
     end_in_order(running).await;
@@ -150,25 +159,33 @@ struct Running {
     incidents_ended: oneshot::Receiver<()>,
 }
 
+/// What runs on threads of its own.
+struct Threads {
+    incidents: Incidents,
+    incidents_ended: oneshot::Receiver<()>,
+    inspecting: Arc<Inspecting>,
+    inspected: mpsc::Receiver<Change>,
+}
+
 fn spawn_parts(
     config: &Config,
     outputs: Outputs,
-    (incidents, incidents_ended): (Incidents, oneshot::Receiver<()>),
+    threads: Threads,
     mut prepared: Prepared,
     (reload, reload_requests): (Reload, mpsc::Receiver<()>),
     shutdown: &CancellationToken,
 ) -> Running {
     let Outputs { node, history, counters, stdout, audit } = outputs;
+    let Threads { incidents, incidents_ended, inspecting, inspected } = threads;
     let notes = prepared.notes.take();
     let Prepared { loaded, book, hierarchies, policies, links, oom_functions, symbols, socket, .. } =
         prepared;
     let printer = stdout.as_ref().map(Stdout::printer);
+    let ready = readiness(&loaded);
     let (readiness, readiness_shown) = watch::channel(Readiness {
         ready: false,
         reasons: vec!["the kernel programs are not attached yet".to_owned()],
     });
-    let mut ready = readiness_of(&loaded.report, loaded.failure.as_deref());
-    ready.reasons.extend(loaded.unkept.clone());
     let (health, health_shown) = watch::channel(Arc::default());
     let tasks = TaskTracker::new();
     let (signals, signals_taken) = mpsc::channel::<FaultSignal>(256);
@@ -198,6 +215,7 @@ fn spawn_parts(
         outlet: Outlet::new(parts, config, blind, WallTime::now()),
         incidents,
         healing,
+        inspected,
         reloads,
         drain_interval: config.kernel.drain_interval.0,
         window: config.kernel.window.0,
@@ -234,6 +252,7 @@ fn spawn_parts(
         printer,
         counters,
         incidents: incidents::store::folder_in(&config.state_dir),
+        inspection: inspecting.board(),
     };
     let api = Api::new(state, shutdown.clone());
     if let Some(socket) = socket {
@@ -241,11 +260,19 @@ fn spawn_parts(
     }
     tasks.spawn(listen(config.listen, api, shutdown.clone()));
     tasks.spawn(become_ready(readiness, ready, symbols, oom_functions, notes));
-    let reloading =
-        Reloading { reload, rules, healer: healer.client(), healing_mode, started: config.clone() };
+    tasks.spawn(Arc::clone(&inspecting).end_with(shutdown.clone()));
+    let started = config.clone();
+    let reloading = Reloading { reload, rules, healer: healer.client(), healing_mode, inspecting, started };
     tasks.spawn(healer.join());
     tasks.spawn(follow_reloads(reloading, reload_requests, shutdown.clone()));
     Running { tasks, drain_end, drained, stdout, incidents_ended }
+}
+
+/// What is said once the agent is ready.
+fn readiness(loaded: &LoadedCore) -> Readiness {
+    let mut ready = readiness_of(&loaded.report, loaded.failure.as_deref());
+    ready.reasons.extend(loaded.unkept.clone());
+    ready
 }
 
 /// Waits for the addresses of kernel functions, and notes them for the next start: until then the scope of an
@@ -361,6 +388,7 @@ struct Reloading {
     rules: mpsc::Sender<Arc<Config>>,
     healer: HealerClient,
     healing_mode: watch::Sender<Mode>,
+    inspecting: Arc<Inspecting>,
     /// The configuration that the agent started with.
     started: Config,
 }
@@ -380,7 +408,7 @@ async fn follow_reloads(reloading: Reloading, mut requests: mpsc::Receiver<()>, 
 
 impl Reloading {
     async fn once(&self) {
-        let Some(config) = (self.reload)() else {
+        let Some((config, targets)) = (self.reload)() else {
             tracing::error!("the configuration is not taken; the one before goes on");
             return;
         };
@@ -399,6 +427,7 @@ impl Reloading {
             tracing::warn!("needs a restart: {}", restart.join(", "));
         }
         self.healing_mode.send_replace(config.healing.mode);
+        self.inspecting.set(targets, &config.inspection).await;
         let healed = self.healer.reload(policies, config.healing.clone()).await;
         if self.rules.send(Arc::new(config)).await.is_ok() && healed {
             tracing::info!("the configuration was read again");
@@ -413,7 +442,7 @@ fn needs_restart(started: &Config, now: &Config) -> Vec<String> {
     else {
         return Vec::new();
     };
-    for taken in ["health", "faults", "healing"] {
+    for taken in ["health", "faults", "healing", "inspection"] {
         started.remove(taken);
         now.remove(taken);
     }

@@ -9,6 +9,7 @@ mod destinations;
 mod events;
 mod guard;
 mod incidents;
+mod inspection;
 mod io;
 mod local;
 mod places;
@@ -35,6 +36,7 @@ use crate::config::Mode;
 use crate::event::Totals;
 use crate::healing::Stats;
 use crate::health::SubjectHealth;
+use crate::inspection::cell::Board;
 use crate::sink::history::History;
 use crate::sink::metrics::Counters;
 use crate::sink::stdout::Printer;
@@ -126,6 +128,8 @@ pub struct State {
     pub counters: Arc<Counters>,
     /// The folder of incidents.
     pub incidents: std::path::PathBuf,
+    /// What is shown of targets.
+    pub inspection: Arc<Board>,
 }
 
 /// The server, before it has a socket.

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::guard::{self, Guard, error};
 use super::readings::Readings;
-use super::{Origin, State, destinations, events, incidents};
+use super::{Origin, State, destinations, events, incidents, inspection};
 use crate::event::{FileTotals, Kind, ProbeFates, Totals};
 use crate::sink::history::SUBSCRIBER_SLOW;
 use crate::sink::metrics::{Exporter, Format, Input, OutputDrops, Process};
@@ -111,6 +111,7 @@ impl App {
             healing: &(self.state.healing)(),
             outputs: &outputs,
             process: &Process::read(),
+            inspection: &self.state.inspection,
         };
         self.exporter.lock().unwrap_or_else(PoisonError::into_inner).render(&input, format)
     }
@@ -137,6 +138,7 @@ async fn status(Extract(app): Extract<Arc<App>>) -> Response {
         "health": *health,
         "probes": probes(&totals),
         "events": fates(&totals.fates),
+        "inspection": inspection::shown(&app.state.inspection),
         "destinations": destinations::worst(&totals.destinations),
         "cost": totals.cost.as_ref().map(|cost| json!({
             "node_ratio": cost.node_ratio,

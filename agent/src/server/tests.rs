@@ -70,6 +70,7 @@ async fn start() -> Fixture {
         printer: None,
         counters: Arc::default(),
         incidents: std::path::PathBuf::from("/nonexistent"),
+        inspection: Arc::default(),
     };
     let stop = CancellationToken::new();
     let served = tokio::spawn(bound.serve(Api::new(state, stop.clone())));

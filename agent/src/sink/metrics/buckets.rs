@@ -22,6 +22,9 @@ pub(super) const CONNECT: Bounds = Bounds { first_power: -16 };
 /// 3.8 µs to 8 s.
 pub(super) const WRITE: Bounds = Bounds { first_power: -18 };
 
+/// 61 µs to 128 s.
+pub(super) const CHECK: Bounds = Bounds { first_power: -14 };
+
 impl Bounds {
     fn powers(&self) -> impl Iterator<Item = i32> + use<> {
         self.first_power..self.first_power + BOUNDS

@@ -10,6 +10,7 @@ mod destinations;
 mod encoder;
 mod families;
 mod files;
+mod inspection;
 mod kernel;
 mod own;
 mod process;
@@ -22,6 +23,7 @@ pub use process::Process;
 use crate::event::{Histogram, Kind, Totals};
 use crate::healing::Stats;
 use crate::health::SubjectHealth;
+use crate::inspection::cell::Board;
 use bounded::Bounded;
 use encoder::Encoder;
 
@@ -40,6 +42,8 @@ pub struct Input<'a> {
     pub outputs: &'a [OutputDrops],
     /// The agent's own process.
     pub process: &'a Process,
+    /// What is shown of targets.
+    pub inspection: &'a Board,
 }
 
 /// Events that one output dropped.
@@ -79,6 +83,7 @@ impl Exporter {
         let mut encoder = Encoder::new(format);
         kernel::render(&mut encoder, self, input.totals);
         own::render(&mut encoder, input);
+        inspection::render(&mut encoder, input.inspection);
         process::render(&mut encoder, input.process);
         encoder.finish()
     }

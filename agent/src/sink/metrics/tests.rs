@@ -167,6 +167,7 @@ fn render(exporter: &mut Exporter, totals: &Totals, format: Format) -> Page {
         healing: &healing(),
         outputs: &outputs,
         process: &process,
+        inspection: &crate::inspection::cell::Board::default(),
     };
     let page = exporter.render(&input, format);
     match format {

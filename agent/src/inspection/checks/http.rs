@@ -1,0 +1,356 @@
+//! HTTP/1: a request, and what the answer is held against.
+
+use std::rc::Rc;
+
+use regex::bytes::Regex;
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+
+use super::http_answer::{self, Head};
+use super::http_url::Url;
+use super::{About, CheckKind, Checking, HealthChecker, Kept, SpecError, Texts, fields, regex};
+use crate::inspection::connect::connect;
+use crate::inspection::outcome::{ErrorCode, Failure, Phase};
+use crate::inspection::run::Run;
+
+/// Redirects that are followed where the target does not say.
+const REDIRECTS: u32 = 5;
+const REDIRECTS_MAX: u32 = 20;
+
+pub(super) const KIND: CheckKind = CheckKind { name: "http", read };
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Spec {
+    url: String,
+    #[serde(default)]
+    method: Option<String>,
+    #[serde(default)]
+    headers: Texts,
+    #[serde(default)]
+    body: Option<String>,
+    #[serde(default)]
+    status: Option<Value>,
+    #[serde(default)]
+    redirects: Option<u32>,
+    #[serde(default)]
+    body_matches: Vec<String>,
+    #[serde(default)]
+    body_matches_not: Vec<String>,
+    #[serde(default)]
+    header_matches: Texts,
+}
+
+#[derive(Debug)]
+struct Http {
+    url: Url,
+    /// The request as it goes out; that of a redirect is made when it is needed.
+    request: Box<[u8]>,
+    method: Box<str>,
+    is_warm: bool,
+    redirects: u32,
+    /// Ranges, both ends included; empty for 200 to 299.
+    status: Box<[(u16, u16)]>,
+    /// Rare, and so not in the way of the others.
+    more: Option<Box<More>>,
+}
+
+/// What few checks have.
+#[derive(Debug, Default)]
+struct More {
+    headers: String,
+    body: Box<str>,
+    body_matches: Vec<Regex>,
+    body_matches_not: Vec<Regex>,
+    header_matches: Vec<(String, Regex)>,
+}
+
+fn read(value: &Value, about: About) -> Result<Box<dyn HealthChecker>, SpecError> {
+    let spec: Spec = fields(value)?;
+    let url = Url::parse(&spec.url).map_err(|wrong| {
+        SpecError::at("url", wrong, "expected one such as `http://127.0.0.1:8080/health`")
+    })?;
+    if url.is_tls {
+        return Err(SpecError::at("url", "`https` is not available in this version", "expected `http://`"));
+    }
+    let method = spec.method.unwrap_or_else(|| "GET".to_owned());
+    let is_token = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+    if method.is_empty() || method.len() > 32 || !method.chars().all(is_token) {
+        return Err(SpecError::at(
+            "method",
+            format!("`{}` is no method", method.escape_debug()),
+            "expected `GET` or `HEAD`",
+        ));
+    }
+    let redirects = spec.redirects.unwrap_or(REDIRECTS);
+    if redirects > REDIRECTS_MAX {
+        let expected = format!("expected 0 to {REDIRECTS_MAX}");
+        return Err(SpecError::at("redirects", format!("`redirects` is {redirects}"), expected));
+    }
+    let list = |path: &str, patterns: &[String]| -> Result<Vec<Regex>, SpecError> {
+        let compile = |(index, pattern): (usize, &String)| regex(&format!("{path}.{index}"), pattern);
+        patterns.iter().enumerate().map(compile).collect()
+    };
+    let header_matches = spec
+        .header_matches
+        .iter()
+        .map(|(name, pattern)| Ok((name.clone(), regex(&format!("header_matches.{name}"), pattern)?)))
+        .collect::<Result<_, _>>()?;
+    let more = More {
+        headers: header_lines(&spec.headers)?,
+        body: spec.body.unwrap_or_default().into(),
+        body_matches: list("body_matches", &spec.body_matches)?,
+        body_matches_not: list("body_matches_not", &spec.body_matches_not)?,
+        header_matches,
+    };
+    let status = status_ranges(spec.status.as_ref())?.into();
+    let mut http = Http {
+        request: Box::default(),
+        more: more.has_any().then(|| Box::new(more)),
+        is_warm: about.is_warm,
+        method: method.into(),
+        url,
+        redirects,
+        status,
+    };
+    http.request = http.request_for(&http.url, &http.method).into();
+    Ok(Box::new(http))
+}
+
+/// Header fields as they go out; what would be another field is refused.
+fn header_lines(headers: &Texts) -> Result<String, SpecError> {
+    let mut lines = String::new();
+    for (name, value) in headers {
+        let is_good =
+            ::http::HeaderName::try_from(name).is_ok() && ::http::HeaderValue::try_from(value).is_ok();
+        let own = ["host", "connection", "content-length", "transfer-encoding"];
+        if !is_good || own.iter().any(|own| own.eq_ignore_ascii_case(name) && *own != "host") {
+            let what = format!("`{}` is no header field that can be set", name.escape_debug());
+            return Err(SpecError::at(
+                &format!("headers.{name}"),
+                what,
+                "expected one such as `Accept: text/plain`",
+            ));
+        }
+        lines.push_str(&format!("{name}: {value}\r\n"));
+    }
+    Ok(lines)
+}
+
+/// `200`, `"200-299"`, or a list of these.
+fn status_ranges(value: Option<&Value>) -> Result<Vec<(u16, u16)>, SpecError> {
+    let wrong = |path: &str, value: &Value| {
+        SpecError::at(path, format!("`{value}` is no status"), "expected one such as `200` or `200-299`")
+    };
+    let one = |path: &str, value: &Value| -> Result<(u16, u16), SpecError> {
+        let text = match value {
+            Value::String(text) => text.clone(),
+            Value::Number(number) => number.to_string(),
+            _ => return Err(wrong(path, value)),
+        };
+        let (low, high) = text.split_once('-').unwrap_or((&text, &text));
+        match (low.trim().parse::<u16>(), high.trim().parse::<u16>()) {
+            (Ok(low), Ok(high)) if (100..=599).contains(&low) && (low..=599).contains(&high) => {
+                Ok((low, high))
+            }
+            _ => Err(wrong(path, value)),
+        }
+    };
+    match value {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::Array(list)) => {
+            list.iter().enumerate().map(|(index, value)| one(&format!("status.{index}"), value)).collect()
+        }
+        Some(value) => Ok(vec![one("status", value)?]),
+    }
+}
+
+impl More {
+    fn has_any(&self) -> bool {
+        !self.headers.is_empty()
+            || !self.body.is_empty()
+            || self.looks_at_body()
+            || !self.header_matches.is_empty()
+    }
+
+    fn looks_at_body(&self) -> bool {
+        !self.body_matches.is_empty() || !self.body_matches_not.is_empty()
+    }
+
+    fn hold_headers(&self, headers: &[httparse::Header<'_>]) -> Result<(), Failure> {
+        for (name, pattern) in &self.header_matches {
+            let mut values = headers.iter().filter(|header| header.name.eq_ignore_ascii_case(name));
+            if !values.any(|header| pattern.is_match(header.value)) {
+                return Err(Failure::new(ErrorCode::Header, format!("`{name}` does not match `{pattern}`")));
+            }
+        }
+        Ok(())
+    }
+
+    fn hold_body(&self, body: &[u8]) -> Result<(), Failure> {
+        if let Some(pattern) = self.body_matches.iter().find(|pattern| !pattern.is_match(body)) {
+            return Err(Failure::new(ErrorCode::Body, format!("the body does not match `{pattern}`")));
+        }
+        if let Some(pattern) = self.body_matches_not.iter().find(|pattern| pattern.is_match(body)) {
+            return Err(Failure::new(ErrorCode::Body, format!("the body matches `{pattern}`")));
+        }
+        Ok(())
+    }
+}
+
+impl Http {
+    fn request_for(&self, url: &Url, method: &str) -> Vec<u8> {
+        let (headers, body) = self.more.as_ref().map_or(("", ""), |more| (&*more.headers, &*more.body));
+        let with_body = !body.is_empty() && method != "HEAD";
+        let has = |name: &str| {
+            headers
+                .split("\r\n")
+                .any(|line| line.split(':').next().is_some_and(|own| own.eq_ignore_ascii_case(name)))
+        };
+        let mut request = format!("{method} {} HTTP/1.1\r\n", url.target);
+        if !has("host") {
+            request.push_str(&format!("Host: {}\r\n", url.authority));
+        }
+        if !has("user-agent") {
+            request.push_str(concat!("User-Agent: galen/", env!("CARGO_PKG_VERSION"), "\r\n"));
+        }
+        if !self.is_warm {
+            request.push_str("Connection: close\r\n");
+        }
+        request.push_str(headers);
+        if with_body {
+            request.push_str(&format!("Content-Length: {}\r\n", body.len()));
+        }
+        request.push_str("\r\n");
+        if with_body {
+            request.push_str(body);
+        }
+        request.into_bytes()
+    }
+
+    async fn run(&self, run: &mut Run) -> Result<(), Failure> {
+        let mut head = match run.kept.take() {
+            Some(Kept(stream)) => match self.reuse(run, stream).await {
+                Some(answered) => answered?,
+                // It was closed while nobody used it, which says nothing about the target.
+                None => self.fresh(run, &self.url, &self.request, &self.method).await?,
+            },
+            None => self.fresh(run, &self.url, &self.request, &self.method).await?,
+        };
+        let mut url = None;
+        let mut method = &*self.method;
+        while let Some(location) = redirect(&mut head).filter(|_| self.redirects > 0) {
+            run.facts.redirects += 1;
+            if run.facts.redirects > self.redirects {
+                let said = format!("more than {} redirects", self.redirects);
+                return Err(Failure::new(ErrorCode::Redirect, said));
+            }
+            let from = url.as_ref().unwrap_or(&self.url);
+            let next = from
+                .join(&location)
+                .and_then(|next| if next.is_tls { Err(format!("`{next}` is https")) } else { Ok(next) })
+                .map_err(|wrong| Failure::new(ErrorCode::Redirect, wrong))?;
+            // RFC 9110, section 15.4: all but these two turn into a GET.
+            if !matches!(head.status, 307 | 308) && method != "HEAD" {
+                method = "GET";
+            }
+            head = self.fresh(run, &next, &self.request_for(&next, method), method).await?;
+            url = Some(next);
+        }
+        let is_expected = if self.status.is_empty() {
+            (200..300).contains(&head.status)
+        } else {
+            self.status.iter().any(|(low, high)| (*low..=*high).contains(&head.status))
+        };
+        if is_expected {
+            Ok(())
+        } else {
+            Err(Failure::new(ErrorCode::Status, format!("status {}", head.status)))
+        }
+    }
+
+    /// Asks on a connection of an earlier check. `None` when it was gone before anything was answered.
+    async fn reuse(&self, run: &mut Run, mut stream: tokio::net::TcpStream) -> Option<Result<Head, Failure>> {
+        run.facts.address = stream.peer_addr().ok();
+        run.facts.is_reused = true;
+        let asked = self.ask(run, &mut stream, &self.request, &self.method).await;
+        match asked {
+            Err(failure)
+                if run.facts.http_status.is_none()
+                    && matches!(failure.code, ErrorCode::Closed | ErrorCode::Reset) =>
+            {
+                run.facts.is_reused = false;
+                None
+            }
+            Ok(head) => {
+                if head.is_kept {
+                    run.kept = Some(Kept(stream));
+                }
+                Some(Ok(head))
+            }
+            Err(failure) => Some(Err(failure)),
+        }
+    }
+
+    async fn fresh(&self, run: &mut Run, url: &Url, request: &[u8], method: &str) -> Result<Head, Failure> {
+        let mut stream = connect(run, &url.address).await?;
+        let head = self.ask(run, &mut stream, request, method).await?;
+        if self.is_warm && head.is_kept && *url == self.url {
+            run.kept = Some(Kept(stream));
+        }
+        Ok(head)
+    }
+
+    /// One request and its answer, held against what does not depend on redirects.
+    async fn ask<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        run: &mut Run,
+        stream: &mut S,
+        request: &[u8],
+        method: &str,
+    ) -> Result<Head, Failure> {
+        run.enter(Phase::Processing);
+        stream.write_all(request).await.map_err(|error| Failure::of_stream(&error))?;
+        let is_head = method == "HEAD";
+        let Some(more) = &self.more else {
+            return http_answer::read(stream, run, is_head, &mut |_| {}, None).await;
+        };
+        let shared = Rc::clone(&run.shared);
+        let mut body = if more.looks_at_body() { Some(shared.buffer()) } else { None };
+        let mut held = Ok(());
+        let look = &mut |headers: &[httparse::Header<'_>]| held = more.hold_headers(headers);
+        let head = http_answer::read(stream, run, is_head, look, body.as_mut()).await?;
+        if head.location.is_none() || !is_redirect(head.status) || self.redirects == 0 {
+            held?;
+            if let Some(body) = body {
+                if let Some(coding) = head.content_encoding.as_ref().filter(|coding| *coding != "identity") {
+                    let said = format!("the body is coded as `{coding}`, which was not asked for");
+                    return Err(Failure::new(ErrorCode::Body, said));
+                }
+                more.hold_body(&body)?;
+                shared.give_back(body);
+            }
+        }
+        Ok(head)
+    }
+}
+
+const fn is_redirect(status: u16) -> bool {
+    matches!(status, 301 | 302 | 303 | 307 | 308)
+}
+
+/// Where an answer sends on to.
+fn redirect(head: &mut Head) -> Option<String> {
+    if is_redirect(head.status) { head.location.take() } else { None }
+}
+
+impl HealthChecker for Http {
+    fn instance(&self) -> String {
+        self.url.to_string()
+    }
+
+    fn check<'a>(&'a self, run: &'a mut Run) -> Checking<'a> {
+        Box::pin(self.run(run))
+    }
+}

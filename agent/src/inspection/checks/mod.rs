@@ -1,0 +1,103 @@
+//! The kinds of checks. A new one is a file here that implements [`HealthChecker`], and a line in [`KINDS`].
+
+mod http;
+mod http_answer;
+mod http_url;
+mod tcp;
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::pin::Pin;
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio::net::TcpStream;
+
+use super::outcome::Failure;
+use super::run::Run;
+
+/// A check under way. It stays on its thread.
+pub type Checking<'a> = Pin<Box<dyn Future<Output = Result<(), Failure>> + 'a>>;
+
+/// How one target is checked.
+///
+/// An implementation enters the phases of [`Run`] as it goes, keeps no more of an answer in memory than
+/// `response_max_bytes`, and leaves deadlines to who runs it: at the deadline its future is dropped, and with it
+/// every descriptor that it holds.
+pub trait HealthChecker: Debug + Send + Sync {
+    /// Whom it checks, as users see it: `http://db:8080/health`, `db:5432`.
+    fn instance(&self) -> String;
+
+    /// Checks once.
+    ///
+    /// # Errors
+    /// Why the target is not well.
+    fn check<'a>(&'a self, run: &'a mut Run) -> Checking<'a>;
+}
+
+/// A connection that is used again.
+#[derive(Debug)]
+pub struct Kept(pub TcpStream);
+
+/// What is wrong with the description of a check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpecError {
+    /// The keys below the check's own, with dots; empty for the whole.
+    pub path: String,
+    /// What is wrong.
+    pub what: String,
+    /// What was expected, or empty.
+    pub expected: String,
+}
+
+impl SpecError {
+    /// An error at a key.
+    #[must_use]
+    pub fn at(path: &str, what: impl Into<String>, expected: impl Into<String>) -> Self {
+        Self { path: path.to_owned(), what: what.into(), expected: expected.into() }
+    }
+}
+
+/// What a check is told of its target beside its own description.
+#[derive(Clone, Copy, Debug)]
+pub struct About {
+    /// Whether connections are kept for the next check.
+    pub is_warm: bool,
+}
+
+/// Makes a check of its description.
+pub type Read = fn(&Value, About) -> Result<Box<dyn HealthChecker>, SpecError>;
+
+/// A kind of check.
+pub struct CheckKind {
+    /// The key that holds its description: `http`.
+    pub name: &'static str,
+    /// Makes a check of its description.
+    pub read: Read,
+}
+
+/// All kinds.
+pub const KINDS: &[CheckKind] = &[http::KIND, tcp::KIND];
+
+/// Reads a description's fields; says at which key it is wrong.
+pub(super) fn fields<T: DeserializeOwned>(value: &Value) -> Result<T, SpecError> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let path = match error.path().to_string() {
+            whole if whole == "." => String::new(),
+            path => path.replace('[', ".").replace(']', ""),
+        };
+        let (what, expected) = crate::config::diagnostic::from_serde(&error.inner().to_string());
+        SpecError { path, what, expected: expected.unwrap_or_default() }
+    })
+}
+
+/// Compiles what answers are held against.
+fn regex(path: &str, pattern: &str) -> Result<regex::bytes::Regex, SpecError> {
+    regex::bytes::RegexBuilder::new(pattern).size_limit(1 << 20).build().map_err(|error| {
+        let said = error.to_string();
+        let last = said.lines().last().unwrap_or_default().trim().to_owned();
+        SpecError::at(path, format!("`{pattern}` is no regular expression: {last}"), "")
+    })
+}
+
+type Texts = BTreeMap<String, String>;
