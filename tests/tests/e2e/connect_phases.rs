@@ -29,9 +29,31 @@ fn connects(agent: &Agent, cgroup: &Cgroup, count: usize) -> Result<Vec<Value>> 
         let mut events: Vec<_> = agent.events()?.into_iter().filter(ours).collect();
         events.sort_by_key(|event| event["time"].to_string());
         ensure!(events.len() <= count, "{} connects, not {count}: {events:?}", events.len());
-        let said = format!("{} of {count}", events.len());
-        Ok(if events.len() == count { Look::Done(events) } else { Look::NotYet(said) })
+        if events.len() == count {
+            return Ok(Look::Done(events));
+        }
+        Ok(Look::NotYet(format!("{} of {count}; {}", events.len(), whereabouts(agent, cgroup)?)))
     })
+}
+
+/// Where a connect that is not told may have gone: the last ones of whatever cgroup, and what was counted.
+fn whereabouts(agent: &Agent, cgroup: &Cgroup) -> Result<String> {
+    let others = agent.events()?.into_iter().filter(|event| event["kind"] == "tcp_connect");
+    let last: Vec<_> = others.map(|event| event.to_string()).collect();
+    let last = &last[last.len().saturating_sub(3)..];
+    let metrics = agent.metrics()?;
+    let counted = metrics.sum("galen_tcp_connects_total", &[("cgroup", &*cgroup.path())]);
+    let fates: Vec<String> =
+        ["seen", "delivered", "filtered", "sampled", "dropped", "start_unknown", "uncounted"]
+            .map(|fate| {
+                format!(
+                    "{fate} {}",
+                    metrics.sum(&format!("galen_events_{fate}_total"), &[("probe", "tcp_connect")])
+                )
+            })
+            .into();
+    let missed = metrics.sum("galen_bpf_missed_runs_total", &[]);
+    Ok(format!("counted {counted}, {}, missed runs {missed}, the last ones: {last:?}", fates.join(", ")))
 }
 
 fn micros(event: &Value, name: &str) -> Result<u64> {
