@@ -6,6 +6,7 @@
 //! skipped. The one wait is [`wait::eventually`].
 
 pub mod agent;
+pub mod authority;
 pub mod bpf;
 pub mod cgroup;
 pub mod command;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
+use crate::authority::Signed;
 use crate::command;
 use crate::wait::{Look, eventually};
 
@@ -31,11 +32,26 @@ impl Nginx {
         Self::start_at(addr, locations)
     }
 
+    /// As [`Self::start`], with TLS by this certificate.
+    ///
+    /// # Errors
+    /// Those of [`Self::start`].
+    pub fn start_tls(signed: &Signed, locations: &str) -> Result<Self> {
+        let addr = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let (certificate, key) = (signed.certificate.display(), signed.key.display());
+        let inside = format!("ssl_certificate {certificate}; ssl_certificate_key {key};\n{locations}");
+        Self::start_with(addr, "ssl", &inside)
+    }
+
     /// As [`Self::start`], at this address.
     ///
     /// # Errors
     /// Those of [`Self::start`].
     pub fn start_at(addr: SocketAddr, locations: &str) -> Result<Self> {
+        Self::start_with(addr, "", locations)
+    }
+
+    fn start_with(addr: SocketAddr, how: &str, inside: &str) -> Result<Self> {
         let program = std::env::var_os("GALEN_NGINX").unwrap_or_else(|| "nginx".into());
         let folder = TempDir::with_prefix("galen-test-")?;
         let at = folder.path().display();
@@ -45,7 +61,7 @@ impl Nginx {
              http {{ access_log off; keepalive_requests 1000000;\n\
              client_body_temp_path {at}/b; proxy_temp_path {at}/p; fastcgi_temp_path {at}/f;\n\
              uwsgi_temp_path {at}/u; scgi_temp_path {at}/s;\n\
-             server {{ listen {addr} backlog=4096;\n{locations}\n}} }}\n"
+             server {{ listen {addr} {how} backlog=4096;\n{inside}\n}} }}\n"
         );
         let file = folder.path().join("nginx.conf");
         fs::write(&file, config)?;

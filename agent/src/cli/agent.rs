@@ -96,7 +96,7 @@ pub fn run(args: &AgentArgs) -> anyhow::Result<ExitCode> {
     // them, and what comes meanwhile is handed over by the first one that runs.
     let early = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     let signals = early.block_on(async { Signals::listen() })?;
-    match pipeline::prepare(&config, args.config.as_deref()) {
+    match pipeline::prepare(&config, &targets, args.config.as_deref()) {
         Ok(prepared) => super::in_runtime(serve(args.clone(), (config, targets), prepared, signals)),
         Err(error) => ended(Err(error)),
     }

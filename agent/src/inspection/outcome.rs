@@ -94,6 +94,8 @@ error_codes! {
     ConnectReset "connect_reset" "The connection was reset before it was made.";
     ConnectTimeout "connect_timeout" "The time was up while connecting.";
     ConnectFailed "connect_failed" "The connection could not be made for another reason.";
+    TlsFailed "tls_failed" "TLS could not be agreed on.";
+    TlsCertificate "tls_certificate" "The certificate is not trusted, not for this name, or not valid now or for long enough.";
     TlsTimeout "tls_timeout" "The time was up while TLS was agreed on.";
     ProcessingTimeout "processing_timeout" "The time was up before anything was answered.";
     TransferTimeout "transfer_timeout" "The time was up while the answer came in.";

@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::healing::policy::{PolicySet, Spec};
 use crate::identity::{Cgroups, OomFunctions, Processes};
 use crate::incidents::KernelLog;
+use crate::inspection::target::Target;
 use crate::kernel::cgroups::Hierarchies;
 use crate::kernel::{Notes, Programs};
 use crate::privilege::capabilities::{self, BPF, Capabilities, DAC_READ_SEARCH, NET_BIND_SERVICE};
@@ -58,7 +59,11 @@ pub struct Prepared {
 ///
 /// # Errors
 /// [`StartError`], before anything was loaded.
-pub fn prepare(config: &Config, config_file: Option<&Path>) -> Result<Prepared, StartError> {
+pub fn prepare(
+    config: &Config,
+    targets: &[Arc<Target>],
+    config_file: Option<&Path>,
+) -> Result<Prepared, StartError> {
     let lock = lock_state_dir(&config.state_dir)?;
     let oom_functions = Arc::new(OnceLock::new());
     let symbols = read_oom_functions(config, &oom_functions)?;
@@ -78,7 +83,7 @@ pub fn prepare(config: &Config, config_file: Option<&Path>) -> Result<Prepared, 
     let processes =
         Processes::new(config.host.proc.clone(), links.clone(), own.processes_bytes.0, slept_ns());
     let kernel_log = KernelLog::open(&config.host.kernel_log);
-    let plan = plan(config, config_file, &policies, &loaded);
+    let plan = plan(config, (targets, config_file), &policies, &loaded);
     let confinement = privilege::confine(&config.privileges, &plan);
     tracing::info!("privileges: {confinement}");
     for lack in &confinement.lacks {
@@ -123,7 +128,12 @@ fn local_socket(config: &Config) -> Option<LocalSocket> {
     }
 }
 
-fn plan(config: &Config, config_file: Option<&Path>, policies: &PolicySet, loaded: &LoadedCore) -> Plan {
+fn plan(
+    config: &Config,
+    (targets, config_file): (&[Arc<Target>], Option<&Path>),
+    policies: &PolicySet,
+    loaded: &LoadedCore,
+) -> Plan {
     let mut keep = DAC_READ_SEARCH;
     if (1..1024).contains(&config.listen.port()) {
         keep = keep | NET_BIND_SERVICE;
@@ -137,7 +147,7 @@ fn plan(config: &Config, config_file: Option<&Path>, policies: &PolicySet, loade
     debug_assert!(keep != Capabilities::NONE);
     Plan {
         keep,
-        read: readable(config, config_file, policies),
+        read: readable(config, (targets, config_file), policies),
         write: vec![config.state_dir.clone()],
         remove: config.api.socket.parent().map(Path::to_path_buf).into_iter().collect(),
         remove_all: loaded
@@ -150,7 +160,11 @@ fn plan(config: &Config, config_file: Option<&Path>, policies: &PolicySet, loade
     }
 }
 
-fn readable(config: &Config, config_file: Option<&Path>, policies: &PolicySet) -> Vec<PathBuf> {
+fn readable(
+    config: &Config,
+    (targets, config_file): (&[Arc<Target>], Option<&Path>),
+    policies: &PolicySet,
+) -> Vec<PathBuf> {
     let host = &config.host;
     // Its own entries are always read in the usual place.
     let mut paths: Vec<PathBuf> =
@@ -162,7 +176,9 @@ fn readable(config: &Config, config_file: Option<&Path>, policies: &PolicySet) -
     paths.extend(config_file.into_iter().flat_map(folders));
     paths.extend(config.healing.policies.iter().flat_map(|pattern| folders(Path::new(pattern))));
     paths.extend(policies.policies.iter().flat_map(|policy| folders(Path::new(&policy.file))));
-    let mut names = false;
+    paths.extend(targets.iter().flat_map(|target| target.checker.files()).flat_map(|file| folders(file)));
+    // A target's name is looked up anew at each check.
+    let mut names = !targets.is_empty();
     for action in policies.policies.iter().flat_map(|policy| &policy.actions) {
         if let Spec::Webhook { url, token_file, .. } = &action.spec {
             names |= needs_names(url);

@@ -421,6 +421,15 @@ impl Reloading {
                  agent"
             );
         }
+        if self.started.privileges.landlock
+            && self.started.inspection.targets.is_empty()
+            && !targets.is_empty()
+        {
+            tracing::warn!(
+                "there were no `inspection.targets` at the start, so the sandbox keeps name servers and root \
+                 certificates from being read: restart the agent, unless all targets are addresses without TLS"
+            );
+        }
         let policies = reload_policies(&config);
         let restart = needs_restart(&self.started, &config);
         if !restart.is_empty() {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use galen_tests::agent::{Agent, SOON};
+use galen_tests::authority::Authority;
 use galen_tests::command::run_galen;
 use galen_tests::nginx::Nginx;
 use galen_tests::wait::{Look, eventually};
@@ -240,6 +241,60 @@ fn servers_that_hang_drip_and_flood_are_given_up_in_time_and_disturb_nobody() ->
     ensure!(ok["success_ratio"] == 1.0, "{ok}");
     let rss = agent.metrics()?.sum("process_resident_memory_bytes", &[]);
     ensure!(rss < 64e6, "{rss} bytes resident");
+    agent.stop()
+}
+
+#[test]
+fn certificates_are_held_against_trust_name_and_time() -> Result<()> {
+    let authority = Authority::new()?;
+    let ca = authority.file().display().to_string();
+    let good = Nginx::start_tls(&authority.server(&["localhost", "127.0.0.1"])?, LOCATIONS)?;
+    let ended = Nginx::start_tls(&authority.ended(&["127.0.0.1"])?, LOCATIONS)?;
+    let asking = format!("ssl_client_certificate {ca}; ssl_verify_client on;\n{LOCATIONS}");
+    let asking = Nginx::start_tls(&authority.server(&["127.0.0.1"])?, &asking)?;
+    let plain = Nginx::start(LOCATIONS)?;
+    let client = authority.client()?;
+    let of = |name: &str, addr: SocketAddr, tls: &str| {
+        format!("name: {name}, http: {{ url: \"https://{addr}/ok\", tls: {{ {tls} }} }}")
+    };
+    let own =
+        format!("ca: {ca}, certificate: {}, key: {}", client.certificate.display(), client.key.display());
+    let targets = [
+        of("good", good.addr(), &format!("ca: {ca}, valid_for: 1day")),
+        format!(
+            "name: by-name, warm: true, http: {{ url: \"https://localhost:{}/ok\", tls: {{ ca: {ca} }} }}",
+            good.addr().port()
+        ),
+        format!("name: on-tcp, tcp: {{ address: \"{}\", tls: {{ ca: {ca} }} }}", good.addr()),
+        of("insecure", ended.addr(), "insecure: true"),
+        of("known", asking.addr(), &own),
+        of("untrusted", good.addr(), ""),
+        of("misnamed", good.addr(), &format!("ca: {ca}, server_name: other.example")),
+        of("ended", ended.addr(), &format!("ca: {ca}")),
+        of("soon", good.addr(), &format!("ca: {ca}, valid_for: 36500days")),
+        of("plain", plain.addr(), &format!("ca: {ca}")),
+        of("unknown", asking.addr(), &format!("ca: {ca}")),
+    ];
+    let mut agent = Agent::start(&config(&targets))?;
+    for name in ["good", "by-name", "on-tcp", "insecure", "known"] {
+        becomes(&agent, name, "healthy")?;
+    }
+    for (name, code) in [
+        ("untrusted", "tls_certificate"),
+        ("misnamed", "tls_certificate"),
+        ("ended", "tls_certificate"),
+        ("soon", "tls_certificate"),
+        ("plain", "tls_failed"),
+        // nginx answers those who show no certificate with 400.
+        ("unknown", "status"),
+    ] {
+        let target = becomes(&agent, name, "unhealthy")?;
+        ensure!(target["error_code"] == code, "{target}");
+    }
+    let metrics = agent.metrics()?;
+    ensure!(metrics.sum("probe_http_duration_seconds", &[("target", "good"), ("phase", "tls")]) > 0.0);
+    // 2049-01-01T00:00:00Z.
+    ensure!(metrics.sum("probe_ssl_earliest_cert_expiry", &[("target", "good")]) == 2_493_072_000.0);
     agent.stop()
 }
 

@@ -1,14 +1,17 @@
 //! HTTP/1: a request, and what the answer is held against.
 
+use std::path::PathBuf;
 use std::rc::Rc;
 
 use regex::bytes::Regex;
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use super::http_answer::{self, Head};
 use super::http_url::Url;
+use super::tls::{self, Stream, Tls};
 use super::{About, CheckKind, Checking, HealthChecker, Kept, SpecError, Texts, fields, regex};
 use crate::inspection::connect::connect;
 use crate::inspection::outcome::{ErrorCode, Failure, Phase};
@@ -40,6 +43,8 @@ struct Spec {
     body_matches_not: Vec<String>,
     #[serde(default)]
     header_matches: Texts,
+    #[serde(default)]
+    tls: Option<tls::Spec>,
 }
 
 #[derive(Debug)]
@@ -52,6 +57,8 @@ struct Http {
     redirects: u32,
     /// Ranges, both ends included; empty for 200 to 299.
     status: Box<[(u16, u16)]>,
+    /// Of `https`.
+    tls: Option<Box<Tls>>,
     /// Rare, and so not in the way of the others.
     more: Option<Box<More>>,
 }
@@ -71,9 +78,14 @@ fn read(value: &Value, about: About) -> Result<Box<dyn HealthChecker>, SpecError
     let url = Url::parse(&spec.url).map_err(|wrong| {
         SpecError::at("url", wrong, "expected one such as `http://127.0.0.1:8080/health`")
     })?;
-    if url.is_tls {
-        return Err(SpecError::at("url", "`https` is not available in this version", "expected `http://`"));
+    if spec.tls.is_some() && !url.is_tls {
+        return Err(SpecError::at("tls", "the URL is one of `http`", "expected `https://` in `url`"));
     }
+    let tls = if url.is_tls {
+        Some(Box::new(Tls::new(&spec.tls.unwrap_or_default(), &url.address.host, "tls")?))
+    } else {
+        None
+    };
     let method = spec.method.unwrap_or_else(|| "GET".to_owned());
     let is_token = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
     if method.is_empty() || method.len() > 32 || !method.chars().all(is_token) {
@@ -109,6 +121,7 @@ fn read(value: &Value, about: About) -> Result<Box<dyn HealthChecker>, SpecError
         request: Box::default(),
         more: more.has_any().then(|| Box::new(more)),
         is_warm: about.is_warm,
+        tls,
         method: method.into(),
         url,
         redirects,
@@ -247,10 +260,7 @@ impl Http {
                 return Err(Failure::new(ErrorCode::Redirect, said));
             }
             let from = url.as_ref().unwrap_or(&self.url);
-            let next = from
-                .join(&location)
-                .and_then(|next| if next.is_tls { Err(format!("`{next}` is https")) } else { Ok(next) })
-                .map_err(|wrong| Failure::new(ErrorCode::Redirect, wrong))?;
+            let next = from.join(&location).map_err(|wrong| Failure::new(ErrorCode::Redirect, wrong))?;
             // RFC 9110, section 15.4: all but these two turn into a GET.
             if !matches!(head.status, 307 | 308) && method != "HEAD" {
                 method = "GET";
@@ -271,8 +281,8 @@ impl Http {
     }
 
     /// Asks on a connection of an earlier check. `None` when it was gone before anything was answered.
-    async fn reuse(&self, run: &mut Run, mut stream: tokio::net::TcpStream) -> Option<Result<Head, Failure>> {
-        run.facts.address = stream.peer_addr().ok();
+    async fn reuse(&self, run: &mut Run, mut stream: Stream) -> Option<Result<Head, Failure>> {
+        run.facts.address = stream.peer();
         run.facts.is_reused = true;
         let asked = self.ask(run, &mut stream, &self.request, &self.method).await;
         match asked {
@@ -294,12 +304,25 @@ impl Http {
     }
 
     async fn fresh(&self, run: &mut Run, url: &Url, request: &[u8], method: &str) -> Result<Head, Failure> {
-        let mut stream = connect(run, &url.address).await?;
+        let stream = connect(run, &url.address).await?;
+        let mut stream = if url.is_tls { self.agree(run, url, stream).await? } else { Stream::Plain(stream) };
         let head = self.ask(run, &mut stream, request, method).await?;
         if self.is_warm && head.is_kept && *url == self.url {
             run.kept = Some(Kept(stream));
         }
         Ok(head)
+    }
+
+    /// Agrees on TLS as the target says, and with another host as is usual.
+    async fn agree(&self, run: &mut Run, url: &Url, stream: TcpStream) -> Result<Stream, Failure> {
+        match &self.tls {
+            Some(tls) if url.address.host == self.url.address.host => tls.agree(run, stream).await,
+            _ => {
+                let other = Tls::new(&tls::Spec::default(), &url.address.host, "tls");
+                let other = other.map_err(|error| Failure::new(ErrorCode::Redirect, error.what))?;
+                other.agree(run, stream).await
+            }
+        }
     }
 
     /// One request and its answer, held against what does not depend on redirects.
@@ -312,6 +335,7 @@ impl Http {
     ) -> Result<Head, Failure> {
         run.enter(Phase::Processing);
         stream.write_all(request).await.map_err(|error| Failure::of_stream(&error))?;
+        stream.flush().await.map_err(|error| Failure::of_stream(&error))?;
         let is_head = method == "HEAD";
         let Some(more) = &self.more else {
             return http_answer::read(stream, run, is_head, &mut |_| {}, None).await;
@@ -348,6 +372,10 @@ fn redirect(head: &mut Head) -> Option<String> {
 impl HealthChecker for Http {
     fn instance(&self) -> String {
         self.url.to_string()
+    }
+
+    fn files(&self) -> &[PathBuf] {
+        self.tls.as_ref().map_or(&[], |tls| tls.files())
     }
 
     fn check<'a>(&'a self, run: &'a mut Run) -> Checking<'a> {

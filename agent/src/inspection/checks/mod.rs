@@ -4,17 +4,19 @@ mod http;
 mod http_answer;
 mod http_url;
 mod tcp;
+mod tls;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::path::PathBuf;
 use std::pin::Pin;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tokio::net::TcpStream;
 
 use super::outcome::Failure;
 use super::run::Run;
+pub use tls::Stream;
 
 /// A check under way. It stays on its thread.
 pub type Checking<'a> = Pin<Box<dyn Future<Output = Result<(), Failure>> + 'a>>;
@@ -28,6 +30,11 @@ pub trait HealthChecker: Debug + Send + Sync {
     /// Whom it checks, as users see it: `http://db:8080/health`, `db:5432`.
     fn instance(&self) -> String;
 
+    /// Files that its description names, which have to stay readable.
+    fn files(&self) -> &[PathBuf] {
+        &[]
+    }
+
     /// Checks once.
     ///
     /// # Errors
@@ -37,7 +44,7 @@ pub trait HealthChecker: Debug + Send + Sync {
 
 /// A connection that is used again.
 #[derive(Debug)]
-pub struct Kept(pub TcpStream);
+pub struct Kept(pub Stream);
 
 /// What is wrong with the description of a check.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,9 +1,12 @@
 //! TCP: a connection, and what is said on it.
 
+use std::path::PathBuf;
+
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::tls::{self, Stream, Tls};
 use super::{About, CheckKind, Checking, HealthChecker, SpecError, fields, regex};
 use crate::inspection::connect::{Address, connect};
 use crate::inspection::outcome::{ErrorCode, Failure, Phase};
@@ -20,6 +23,7 @@ struct Spec {
     address: String,
     send: Option<String>,
     expect: Option<String>,
+    tls: Option<tls::Spec>,
 }
 
 #[derive(Debug)]
@@ -27,6 +31,7 @@ struct Tcp {
     address: Address,
     send: Option<Box<str>>,
     expect: Option<regex::bytes::Regex>,
+    tls: Option<Box<Tls>>,
 }
 
 fn read(value: &Value, _: About) -> Result<Box<dyn HealthChecker>, SpecError> {
@@ -34,7 +39,8 @@ fn read(value: &Value, _: About) -> Result<Box<dyn HealthChecker>, SpecError> {
     let address = Address::parse(&spec.address)
         .map_err(|wrong| SpecError::at("address", wrong, "expected one such as `127.0.0.1:5432`"))?;
     let expect = spec.expect.map(|pattern| regex("expect", &pattern)).transpose()?;
-    Ok(Box::new(Tcp { address, send: spec.send.map(Into::into), expect }))
+    let tls = spec.tls.map(|tls| Tls::new(&tls, &address.host, "tls")).transpose()?.map(Box::new);
+    Ok(Box::new(Tcp { address, send: spec.send.map(Into::into), expect, tls }))
 }
 
 impl HealthChecker for Tcp {
@@ -42,15 +48,24 @@ impl HealthChecker for Tcp {
         self.address.to_string()
     }
 
+    fn files(&self) -> &[PathBuf] {
+        self.tls.as_ref().map_or(&[], |tls| tls.files())
+    }
+
     fn check<'a>(&'a self, run: &'a mut Run) -> Checking<'a> {
         Box::pin(async move {
-            let mut stream = connect(run, &self.address).await?;
+            let stream = connect(run, &self.address).await?;
+            let mut stream = match &self.tls {
+                Some(tls) => tls.agree(run, stream).await?,
+                None => Stream::Plain(stream),
+            };
             if self.send.is_none() && self.expect.is_none() {
                 return Ok(());
             }
             run.enter(Phase::Processing);
             if let Some(send) = &self.send {
                 stream.write_all(send.as_bytes()).await.map_err(|error| Failure::of_stream(&error))?;
+                stream.flush().await.map_err(|error| Failure::of_stream(&error))?;
             }
             let Some(expect) = &self.expect else { return Ok(()) };
             let mut said = run.shared.buffer();
