@@ -11,6 +11,7 @@ mod empty;
 mod filesystem;
 mod flood;
 mod http;
+mod inspection;
 mod kernel;
 mod oom;
 mod peers;
@@ -36,7 +37,8 @@ pub(crate) struct Area {
     run: fn(quick: bool) -> Result<Vec<Row>>,
 }
 
-const AREAS: [Area; 1] = [Area { name: "kernel", run: kernel::run }];
+const AREAS: [Area; 2] =
+    [Area { name: "inspection", run: inspection::run }, Area { name: "kernel", run: kernel::run }];
 
 /// Which way is progress.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]

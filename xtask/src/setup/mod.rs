@@ -5,6 +5,7 @@
 //! that a second call only checks that it is still there.
 
 pub(crate) mod apt;
+pub(crate) mod blackbox_exporter;
 mod compiler;
 pub(crate) mod ebpf_exporter;
 mod linker;
