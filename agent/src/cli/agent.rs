@@ -92,6 +92,7 @@ pub fn run(args: &AgentArgs) -> anyhow::Result<ExitCode> {
         super::print(&config::print_effective(&config))?;
         return Ok(ExitCode::SUCCESS);
     }
+    crate::limits::raise_files();
     // From here on, so that none ends the agent in the middle of attaching: a runtime without threads takes
     // them, and what comes meanwhile is handed over by the first one that runs.
     let early = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
@@ -112,7 +113,7 @@ async fn serve(
     let (reload, reload_requests) = mpsc::channel(1);
     let unpin = CancellationToken::new();
     let signals = tokio::spawn(signals.follow((shutdown.clone(), unpin.clone()), reload));
-    let reload = Box::new(move || args.load());
+    let reload = Arc::new(move || args.load());
     let options = Options { config, targets, reload, reload_requests, shutdown, unpin };
     let result = pipeline::run(options, prepared).await;
     signals.abort();

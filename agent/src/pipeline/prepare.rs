@@ -274,9 +274,13 @@ mod tests {
     }
 
     #[test]
-    fn files_of_names_are_read_only_when_a_policy_names_a_host() {
+    fn files_of_names_are_read_only_when_a_policy_or_a_target_needs_them() {
         let config = Config::default();
-        let none = readable(&config, None, &PolicySet::default());
+        let none = readable(&config, (&[], None), &PolicySet::default());
         assert!(!none.contains(&PathBuf::from("/etc")), "{none:?}");
+        let value = serde_json::json!({ "name": "db", "tcp": { "address": "db:5432" } });
+        let target = Arc::new(crate::inspection::target::read(&value, &config.inspection).unwrap());
+        let named = readable(&config, (&[target], None), &PolicySet::default());
+        assert!(named.contains(&PathBuf::from("/etc")), "{named:?}");
     }
 }

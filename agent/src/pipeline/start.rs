@@ -62,7 +62,7 @@ pub enum StartError {
 }
 
 /// Reads the configuration and its targets anew.
-type Reload = Box<dyn Fn() -> Option<(Config, Vec<Arc<Target>>)> + Send + Sync>;
+type Reload = Arc<dyn Fn() -> Option<(Config, Vec<Arc<Target>>)> + Send + Sync>;
 
 /// What the command line adds to the configuration.
 pub struct Options {
@@ -408,7 +408,10 @@ async fn follow_reloads(reloading: Reloading, mut requests: mpsc::Receiver<()>, 
 
 impl Reloading {
     async fn once(&self) {
-        let Some((config, targets)) = (self.reload)() else {
+        let reload = Arc::clone(&self.reload);
+        // Ten thousand targets take longer to read than an event may wait.
+        let read = tokio::task::spawn_blocking(move || reload()).await;
+        let Some((config, targets)) = read.ok().flatten() else {
             tracing::error!("the configuration is not taken; the one before goes on");
             return;
         };
