@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
 
 /// An authority whose files go with this value.
@@ -29,6 +29,8 @@ impl Authority {
     pub fn new() -> Result<Self> {
         let folder = TempDir::with_prefix("galen-test-")?;
         let mut params = CertificateParams::new(Vec::new())?;
+        // Of a certificate whose issuer has its own name OpenSSL believes that it is its own issuer.
+        params.distinguished_name.push(DnType::CommonName, "authority");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate()?;
         let certificate = params.self_signed(&key)?;
@@ -75,6 +77,7 @@ impl Authority {
     ) -> Result<Signed> {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut params = CertificateParams::new(names)?;
+        params.distinguished_name.push(DnType::CommonName, file);
         params.extended_key_usages = vec![purpose];
         params.not_before = rcgen::date_time_ymd(2019, 1, 1);
         params.not_after = rcgen::date_time_ymd(until, 1, 1);

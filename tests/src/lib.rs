@@ -11,6 +11,7 @@ pub mod bpf;
 pub mod cgroup;
 pub mod command;
 pub mod confine;
+pub mod dnsmasq;
 pub mod http;
 pub mod lines;
 pub mod load;

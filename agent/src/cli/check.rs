@@ -21,10 +21,11 @@ const CONFIG: &str = "/etc/galen/galen.yaml";
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Exit status: 0 it is well, 1 it is not, 2 the target cannot be read.\n\n\
                         Examples:\n  galen check http://127.0.0.1:8080/health\n  galen check tcp://127.0.0.1:5432\n  \
+                        galen check 'dns://127.0.0.1/localhost?type=A'\n  \
                         galen check --config /etc/galen/galen.yaml shop-web\n  \
                         galen check --output json http://127.0.0.1:9936/healthz | jq .phases")]
 pub struct CheckArgs {
-    /// A URL (`http://…`, `tcp://HOST:PORT`), or the name of a target in the configuration
+    /// A URL (`http://…`, `tcp://HOST:PORT`, `dns://SERVER/NAME?type=A`), or the name of a target in the configuration
     #[arg(value_name = "TARGET")]
     pub target: String,
     /// What the check may take
@@ -69,6 +70,7 @@ fn read(args: &CheckArgs, settings: config::Inspection) -> Result<(Target, confi
     if let Some((scheme, rest)) = name.split_once("://") {
         let spec = match scheme {
             "http" | "https" => json!({ "name": name, "http": { "url": name } }),
+            "dns" => dns(name, rest),
             "tcp" => json!({ "name": name, "tcp": { "address": rest.trim_end_matches('/') } }),
             _ => {
                 let known: Vec<_> = KINDS.iter().map(|kind| format!("`{}://`", kind.name)).collect();
@@ -90,6 +92,14 @@ fn read(args: &CheckArgs, settings: config::Inspection) -> Result<(Target, confi
     let value = &config.inspection.targets[at];
     let target = target::read(value, &config.inspection).map_err(|error| vec![error.what])?;
     Ok((target, config.inspection))
+}
+
+/// `dns://SERVER/NAME?type=TYPE` (RFC 4501).
+fn dns(url: &str, rest: &str) -> Value {
+    let (server, question) = rest.split_once('/').unwrap_or((rest, ""));
+    let (name, parameters) = question.split_once('?').unwrap_or((question, ""));
+    let kind = parameters.split([';', '&']).find_map(|one| one.strip_prefix("type="));
+    json!({ "name": url, "dns": { "server": server, "name": name, "type": kind.unwrap_or("A") } })
 }
 
 fn load(file: &Path) -> Result<(Config, Vec<std::sync::Arc<Target>>), Vec<String>> {

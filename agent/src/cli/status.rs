@@ -64,7 +64,10 @@ fn words(value: &Value, name: &str) -> String {
 }
 
 fn any_wrong(status: &Value) -> bool {
-    list(status, "health").any(|subject| matches!(word(subject, "state"), "unhealthy" | "unknown"))
+    let is_wrong = |subject: &Value| matches!(word(subject, "state"), "unhealthy" | "unknown");
+    let targets = status.get("inspection").cloned().unwrap_or_default();
+    list(status, "health").any(is_wrong)
+        || list(&targets, "targets").any(|target| word(target, "state") == "unhealthy")
 }
 
 fn for_people(status: &Value, all: bool, now: WallTime, color: bool) -> String {
@@ -86,10 +89,48 @@ fn for_people(status: &Value, all: bool, now: WallTime, color: bool) -> String {
     out.push('\n');
     write_health(&mut out, status, all, now, color);
     out.push('\n');
+    write_targets(&mut out, status, all, color);
     write_destinations(&mut out, status, all, color);
     write_probes(&mut out, status, color);
     write_files(&mut out, status, color);
     out
+}
+
+/// What is inspected, the worst first; nothing where no target is configured.
+fn write_targets(out: &mut String, status: &Value, all: bool, color: bool) {
+    let inspection = status.get("inspection").cloned().unwrap_or_default();
+    let mut table = Table::new(&["TARGET", "STATE", "JOB", "CHECK", "TOOK", "WHY"]);
+    let (mut shown, mut healthy, mut left_out) = (0, 0, 0);
+    for target in list(&inspection, "targets") {
+        let state = word(target, "state");
+        if state == "healthy" && !all {
+            healthy += 1;
+            if healthy > HEALTHY_SHOWN {
+                left_out += 1;
+                continue;
+            }
+        }
+        shown += 1;
+        let took = target.get("took_us").and_then(Value::as_u64).map_or_else(|| "-".to_owned(), micros);
+        let why = match (target.get("error_code"), target.get("detail")) {
+            (Some(_), Some(_)) => format!("{}: {}", word(target, "error_code"), word(target, "detail")),
+            (None, Some(_)) => word(target, "detail").to_owned(),
+            _ => "-".to_owned(),
+        };
+        let cells = [word(target, "target"), state, word(target, "job"), word(target, "check"), &took, &why];
+        table.row(state_style(state), cells.map(str::to_owned));
+    }
+    if shown == 0 {
+        return;
+    }
+    if let Some(doubt) = inspection.get("self_doubt").and_then(Value::as_str) {
+        out.push_str(&format!("the agent doubts its checks: {doubt}\n"));
+    }
+    table.write(out, color);
+    if left_out > 0 {
+        out.push_str(&format!("and {left_out} healthy ones; --all lists them\n"));
+    }
+    out.push('\n');
 }
 
 /// The destinations that failed of late, and the slowest; nothing where nobody connects.

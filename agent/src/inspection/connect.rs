@@ -66,20 +66,26 @@ impl std::fmt::Display for Address {
     }
 }
 
+/// The addresses behind a name, or the one that it is.
+///
+/// # Errors
+/// Why there is none.
+pub async fn addresses(run: &mut Run, of: &Address) -> Result<Vec<SocketAddr>, Failure> {
+    if let Some(ip) = of.ip {
+        return Ok(vec![SocketAddr::new(ip, of.port)]);
+    }
+    run.enter(Phase::Resolve);
+    let shared = std::rc::Rc::clone(&run.shared);
+    shared.resolver.look_up(&of.host, of.port).await
+}
+
 /// Connects, to one address of the name after the other until one takes it. One that does not answer gets at
 /// most its share of the time that is left.
 ///
 /// # Errors
 /// Why the last one did not.
 pub async fn connect(run: &mut Run, to: &Address) -> Result<TcpStream, Failure> {
-    let addresses = match to.ip {
-        Some(ip) => vec![SocketAddr::new(ip, to.port)],
-        None => {
-            run.enter(Phase::Resolve);
-            let shared = std::rc::Rc::clone(&run.shared);
-            shared.resolver.look_up(&to.host, to.port).await?
-        }
-    };
+    let addresses = addresses(run, to).await?;
     run.enter(Phase::Connect);
     let mut failure = Failure::new(ErrorCode::ResolveNotFound, "no address");
     for (index, address) in addresses.iter().enumerate() {
@@ -99,13 +105,15 @@ pub async fn connect(run: &mut Run, to: &Address) -> Result<TcpStream, Failure> 
                 let _ = stream.set_nodelay(true);
                 return Ok(stream);
             }
-            Err(error) => failure = failed(*address, &error),
+            Err(error) => failure = failed_to_connect(*address, &error),
         }
     }
     Err(failure)
 }
 
-fn failed(address: SocketAddr, error: &std::io::Error) -> Failure {
+/// What an error on the way to an address means.
+#[must_use]
+pub fn failed_to_connect(address: SocketAddr, error: &std::io::Error) -> Failure {
     let code = match error.kind() {
         ErrorKind::ConnectionRefused => ErrorCode::ConnectRefused,
         ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted => ErrorCode::ConnectReset,

@@ -41,6 +41,8 @@ pub struct Change {
     pub from: HealthState,
     /// Now.
     pub to: HealthState,
+    /// Whether it went down with this; not when doubt ends and it is down still.
+    pub went_down: bool,
     /// The check that made it so.
     pub outcome: Outcome,
     /// Failures in a row.
@@ -229,6 +231,7 @@ impl Inner {
             }
             Err(_) => Sign::Bad,
         };
+        let was_down = slot.verdict.is_down();
         let before = slot.verdict.take(sign, target.unhealthy_after, target.healthy_after);
         let time = WallTime::now();
         cell.ended(&outcome, &slot.verdict, before.is_some(), time);
@@ -237,6 +240,7 @@ impl Inner {
             target: Arc::clone(target),
             from,
             to: slot.verdict.state(),
+            went_down: !was_down && slot.verdict.is_down(),
             outcome,
             failures_in_a_row: slot.verdict.failures_in_a_row(),
             doubt,

@@ -42,7 +42,7 @@ impl Change {
     /// The fault that it is, if the target is down now.
     #[must_use]
     pub fn fault(&self, node: &str, trace_id: impl FnOnce() -> Arc<str>) -> Option<FaultSignal> {
-        if self.to != HealthState::Unhealthy {
+        if !self.went_down {
             return None;
         }
         Some(FaultSignal {

@@ -53,6 +53,12 @@ impl Verdict {
         self.state
     }
 
+    /// Whether it is unhealthy, as far as is known without the times of doubt.
+    #[must_use]
+    pub(super) fn is_down(&self) -> bool {
+        self.sure == HealthState::Unhealthy
+    }
+
     /// Share of the last [`RATIO_OVER`] checks that succeeded; `None` before the first.
     #[must_use]
     pub(super) fn success_ratio(&self) -> Option<f64> {
@@ -133,6 +139,14 @@ mod tests {
             [Healthy, Unknown, Unknown, Unknown, Unknown, Healthy]
         );
         assert_eq!(states(&[Bad, Bad, Doubtful, Bad]), [Degraded, Degraded, Unknown, Unhealthy]);
+        let mut verdict = Verdict::default();
+        let down: Vec<bool> = [Bad, Bad, Bad, Doubtful, Bad]
+            .map(|sign| {
+                verdict.take(sign, 3, 2);
+                verdict.is_down()
+            })
+            .into();
+        assert_eq!(down, [false, false, true, true, true], "one fault, though its state changed three times");
     }
 
     #[test]

@@ -134,7 +134,7 @@ fn without_an_agent_the_commands_say_so_in_one_sentence() -> Result<()> {
 
 #[test]
 fn help_shows_an_example_and_a_bad_command_line_ends_with_2() -> Result<()> {
-    for command in ["agent", "doctor", "validate", "events", "status", "incidents", "replay"] {
+    for command in ["agent", "doctor", "validate", "events", "status", "incidents", "replay", "check"] {
         let done = run_galen(&[command, "--help"])?;
         ensure!(done.code() == 0, "{command}: {}", done.stderr);
         ensure!(

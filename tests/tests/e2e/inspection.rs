@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use galen_tests::agent::{Agent, SOON};
 use galen_tests::authority::Authority;
 use galen_tests::command::run_galen;
+use galen_tests::dnsmasq::Dnsmasq;
 use galen_tests::nginx::Nginx;
 use galen_tests::wait::{Look, eventually};
 use serde_json::Value;
@@ -138,6 +139,12 @@ fn what_is_well_is_told_from_what_is_not_and_why() -> Result<()> {
         ensure!(metrics.sum("probe_http_duration_seconds", &labels) > 0.0, "{phase}");
     }
     ensure!(metrics.sum("inspec_success_ratio", &target("ok")) > 0.99);
+    let shown = run_galen(&["status", "--listen", &agent.addr.to_string()])?;
+    ensure!(shown.code() == 1, "{shown:?}");
+    let first =
+        shown.stdout.lines().skip_while(|line| !line.starts_with("TARGET")).nth(1).unwrap_or_default();
+    ensure!(first.contains("unhealthy"), "{}", shown.stdout);
+    ensure!(shown.stdout.contains("connect_refused"), "{}", shown.stdout);
     let status = status(&agent)?;
     ensure!(status["causes"]["connect_refused"] == 1 && status["jobs"]["shop"]["healthy"] == 1, "{status}");
     agent.stop()
@@ -299,6 +306,47 @@ fn certificates_are_held_against_trust_name_and_time() -> Result<()> {
 }
 
 #[test]
+fn name_servers_are_asked_and_their_answers_held_against_what_is_expected() -> Result<()> {
+    // Five records of 200 bytes do not fit into an answer by UDP.
+    let long = "x".repeat(200);
+    let texts: Vec<String> = (0..5).map(|number| format!("--txt-record=big.test,{number}{long}")).collect();
+    let mut options = vec!["--address=/up.test/10.1.2.3", "--local=/test/"];
+    options.extend(texts.iter().map(String::as_str));
+    let dns = Dnsmasq::start(&options)?;
+    let silent = UdpSocket::bind("127.0.0.1:0")?;
+    let closed = UdpSocket::bind("127.0.0.1:0")?.local_addr()?;
+    let of = |name: &str, server: SocketAddr, rest: &str| {
+        format!("name: {name}, dns: {{ server: \"{server}\", {rest} }}")
+    };
+    let targets = [
+        of("up", dns.addr(), "name: up.test, answer_matches: [\"A 10[.]1[.]2[.]3$\"]"),
+        of("none", dns.addr(), "name: gone.test, rcode: NXDOMAIN"),
+        of("big", dns.addr(), "name: big.test, type: TXT, answer_matches: [4xxx]"),
+        of("gone", dns.addr(), "name: gone.test"),
+        of("other", dns.addr(), "name: up.test, answer_matches_not: [\"10[.]\"]"),
+        of("refused", closed, "name: up.test"),
+        of("silent", silent.local_addr()?, "name: up.test"),
+    ];
+    let mut agent = Agent::start(&config(&targets))?;
+    for name in ["up", "none", "big"] {
+        becomes(&agent, name, "healthy")?;
+    }
+    for (name, code, detail) in [
+        ("gone", "status", "NXDOMAIN, and not NOERROR"),
+        ("other", "body", "up.test IN A 10.1.2.3"),
+        ("refused", "connect_refused", ""),
+        ("silent", "processing_timeout", ""),
+    ] {
+        let target = becomes(&agent, name, "unhealthy")?;
+        let said = target["detail"].as_str().context("no detail")?;
+        ensure!(target["error_code"] == code && said.contains(detail), "{target}");
+    }
+    let done = run_galen(&["check", &format!("dns://{}/up.test?type=A", dns.addr())])?;
+    ensure!(done.code() == 0 && done.stdout.contains("processing"), "{done:?}");
+    agent.stop()
+}
+
+#[test]
 fn the_end_does_not_wait_for_checks_under_way() -> Result<()> {
     let silent = TcpListener::bind("127.0.0.1:0")?;
     let target = format!("name: silent, timeout: 60s, http: {{ url: \"http://{}/\" }}", silent.local_addr()?);
@@ -332,7 +380,7 @@ fn one_check_on_the_command_line_tells_phases_and_reason() -> Result<()> {
     ensure!(done.code() == 1 && done.stdout.contains("processing_timeout: after 300 ms"), "{done:?}");
     ensure!(begun.elapsed() < Duration::from_secs(2));
     for (wrong, says) in [
-        ("ftp://h/", "`ftp://` is no check, expected one of `http://`, `tcp://`"),
+        ("ftp://h/", "`ftp://` is no check, expected one of `dns://`, `http://`, `tcp://`"),
         ("http://", "is no URL"),
         ("tcp://h", "`h` has no port"),
     ] {

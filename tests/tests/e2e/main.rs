@@ -1,7 +1,7 @@
 //! The galen binary on this kernel, as a user has it: every test starts the real agent and makes what it
 //! sees happen.
 //!
-//! Needs root, `ip` (iproute2), containerd with runc, a Prometheus server, nginx, and a memory controller. Each test has a state folder, a port and cgroups of
+//! Needs root, `ip` (iproute2), containerd with runc, a Prometheus server, nginx, dnsmasq, and a memory controller. Each test has a state folder, a port and cgroups of
 //! its own; what another process on the machine does is in other cgroups and disturbs none of them.
 
 mod bad_bytes;

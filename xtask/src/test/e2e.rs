@@ -17,6 +17,9 @@ pub(super) fn run(context: &Context) -> Result<Outcome> {
     context.build_agent()?;
     host::ensure_mounts()?;
     apt::ensure(&["containerd", "runc"], "a container runtime, whose names of containers are tested")?;
+    if process::find("dnsmasq").is_none() {
+        apt::ensure(&["dnsmasq-base"], "dnsmasq, a name server that is checked")?;
+    }
     if process::find("ip").is_none() {
         apt::ensure(&["iproute2"], "`ip`, which makes the tests' network namespaces")?;
     }

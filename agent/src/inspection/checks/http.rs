@@ -74,6 +74,10 @@ struct More {
 }
 
 fn read(value: &Value, about: About) -> Result<Box<dyn HealthChecker>, SpecError> {
+    Ok(Box::new(read_http(value, about)?))
+}
+
+fn read_http(value: &Value, about: About) -> Result<Http, SpecError> {
     let spec: Spec = fields(value)?;
     let url = Url::parse(&spec.url).map_err(|wrong| {
         SpecError::at("url", wrong, "expected one such as `http://127.0.0.1:8080/health`")
@@ -128,7 +132,7 @@ fn read(value: &Value, about: About) -> Result<Box<dyn HealthChecker>, SpecError
         status,
     };
     http.request = http.request_for(&http.url, &http.method).into();
-    Ok(Box::new(http))
+    Ok(http)
 }
 
 /// Header fields as they go out; what would be another field is refused.
@@ -213,8 +217,12 @@ impl More {
 }
 
 impl Http {
+    /// What is told the target's host alone is not told another one that it redirects to.
     fn request_for(&self, url: &Url, method: &str) -> Vec<u8> {
         let (headers, body) = self.more.as_ref().map_or(("", ""), |more| (&*more.headers, &*more.body));
+        let is_own = url.authority == self.url.authority && url.is_tls == self.url.is_tls;
+        let headers: String =
+            headers.split_inclusive("\r\n").filter(|line| is_own || !is_private(line)).collect();
         let with_body = !body.is_empty() && method != "HEAD";
         let has = |name: &str| {
             headers
@@ -231,7 +239,7 @@ impl Http {
         if !self.is_warm {
             request.push_str("Connection: close\r\n");
         }
-        request.push_str(headers);
+        request.push_str(&headers);
         if with_body {
             request.push_str(&format!("Content-Length: {}\r\n", body.len()));
         }
@@ -360,6 +368,14 @@ impl Http {
     }
 }
 
+/// Whether a header field is meant for one host: its name, and credentials.
+fn is_private(line: &str) -> bool {
+    let name = line.split(':').next().unwrap_or_default();
+    ["host", "authorization", "cookie", "proxy-authorization"]
+        .iter()
+        .any(|own| own.eq_ignore_ascii_case(name))
+}
+
 const fn is_redirect(status: u16) -> bool {
     matches!(status, 301 | 302 | 303 | 307 | 308)
 }
@@ -380,5 +396,56 @@ impl HealthChecker for Http {
 
     fn check<'a>(&'a self, run: &'a mut Run) -> Checking<'a> {
         Box::pin(self.run(run))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn http(spec: &str) -> Http {
+        let spec: Value = serde_json::from_str(spec).unwrap();
+        read_http(&spec, About { is_warm: false }).unwrap()
+    }
+
+    #[test]
+    fn credentials_are_not_carried_to_another_host() {
+        let check = http(
+            r#"{"url": "http://a/x", "headers": {"authorization": "Bearer t", "Cookie": "c", "Host": "h", "Accept": "x/y"}}"#,
+        );
+        let text =
+            |url: &str| String::from_utf8(check.request_for(&Url::parse(url).unwrap(), "GET")).unwrap();
+        let own = text("http://a/y");
+        assert!(
+            own.contains("Bearer t") && own.contains("Cookie: c") && own.contains("Host: h\r\n"),
+            "{own}"
+        );
+        for other in ["http://b/y", "https://a/y", "http://a:81/y"] {
+            let sent = text(other);
+            assert!(
+                !sent.contains("Bearer") && !sent.contains("Cookie") && !sent.contains("Host: h"),
+                "{sent}"
+            );
+            assert!(sent.contains("Accept: x/y\r\n") && sent.contains("Host: "), "{sent}");
+        }
+    }
+
+    #[test]
+    fn a_request_is_whole_and_nothing_is_smuggled_into_it() {
+        let check = http(r#"{"url": "http://a/x?y", "method": "POST", "body": "hi", "headers": {"X": "1"}}"#);
+        let sent = String::from_utf8(check.request.to_vec()).unwrap();
+        assert!(sent.starts_with("POST /x?y HTTP/1.1\r\nHost: a\r\nUser-Agent: galen/"), "{sent}");
+        assert!(sent.ends_with("Connection: close\r\nX: 1\r\nContent-Length: 2\r\n\r\nhi"), "{sent}");
+        for wrong in [
+            r#"{"url": "http://a/", "headers": {"X": "1\r\nY: 2"}}"#,
+            r#"{"url": "http://a/", "headers": {"X Y": "1"}}"#,
+            r#"{"url": "http://a/", "headers": {"Content-Length": "1"}}"#,
+            r#"{"url": "http://a/", "method": "GET /x"}"#,
+            r#"{"url": "http://a/x y"}"#,
+            r#"{"url": "http://a/", "redirects": 21}"#,
+        ] {
+            let spec: Value = serde_json::from_str(wrong).unwrap();
+            assert!(read_http(&spec, About { is_warm: false }).is_err(), "{wrong}");
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! The kinds of checks. A new one is a file here that implements [`HealthChecker`], and a line in [`KINDS`].
 
+mod dns;
 mod http;
 mod http_answer;
 mod http_url;
@@ -84,7 +85,7 @@ pub struct CheckKind {
 }
 
 /// All kinds.
-pub const KINDS: &[CheckKind] = &[http::KIND, tcp::KIND];
+pub const KINDS: &[CheckKind] = &[dns::KIND, http::KIND, tcp::KIND];
 
 /// Reads a description's fields; says at which key it is wrong.
 pub(super) fn fields<T: DeserializeOwned>(value: &Value) -> Result<T, SpecError> {
