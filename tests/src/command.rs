@@ -1,5 +1,6 @@
 //! Running the binaries under test to their end.
 
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -126,6 +127,19 @@ pub fn wait(child: &mut Child, deadline: Duration) -> Result<ExitStatus> {
         kill_child(child);
     }
     ended
+}
+
+/// Waits until a server that this process started takes connections; one that has ended is an error with its status.
+///
+/// # Errors
+/// It does not in time.
+pub fn wait_listening(child: &mut Child, addr: SocketAddr, deadline: Duration) -> Result<()> {
+    eventually(deadline, format_args!("a server on {addr}"), || {
+        Ok(match (TcpStream::connect(addr), child.try_wait()?) {
+            (Ok(_), None) => Look::Done(()),
+            (found, ended) => Look::NotYet(format!("{found:?}, {ended:?}")),
+        })
+    })
 }
 
 /// Kills and reaps a child that this process started.

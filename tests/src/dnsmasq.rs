@@ -1,13 +1,12 @@
 //! A real name server, as what is checked.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use crate::command;
-use crate::wait::{Look, eventually};
 
 /// It starts in far less.
 const SOON: Duration = Duration::from_secs(10);
@@ -42,12 +41,7 @@ impl Dnsmasq {
             .spawn()
             .context("cannot start dnsmasq: is the package dnsmasq-base installed?")?;
         let mut server = Self { child, addr };
-        eventually(SOON, "dnsmasq to listen", || {
-            Ok(match (TcpStream::connect(addr), server.child.try_wait()?) {
-                (Ok(_), None) => Look::Done(()),
-                (found, ended) => Look::NotYet(format!("{found:?}, {ended:?}")),
-            })
-        })?;
+        command::wait_listening(&mut server.child, addr, SOON)?;
         Ok(server)
     }
 

@@ -1,7 +1,7 @@
 //! A real nginx, as what is checked.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -10,7 +10,6 @@ use tempfile::TempDir;
 
 use crate::authority::Signed;
 use crate::command;
-use crate::wait::{Look, eventually};
 
 /// It starts in far less.
 const SOON: Duration = Duration::from_secs(10);
@@ -75,12 +74,7 @@ impl Nginx {
             .with_context(|| format!("cannot start {}", program.display()))
             .context("run the tests by `cargo xtask test e2e`, or set GALEN_NGINX to the program")?;
         let mut server = Self { child, addr, _folder: folder };
-        eventually(SOON, "nginx to listen", || {
-            Ok(match (TcpStream::connect(addr), server.child.try_wait()?) {
-                (Ok(_), None) => Look::Done(()),
-                (found, ended) => Look::NotYet(format!("{found:?}, {ended:?}")),
-            })
-        })?;
+        command::wait_listening(&mut server.child, addr, SOON)?;
         Ok(server)
     }
 

@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UdpSocket;
 
-use super::{About, CheckKind, Checking, HealthChecker, SpecError, fields, regex};
+use super::{About, CheckKind, Checking, HealthChecker, SpecError, fields, regexes};
 use crate::inspection::connect::{Address, addresses, connect, failed_to_connect};
 use crate::inspection::outcome::{ErrorCode, Failure, Phase};
 use crate::inspection::run::Run;
@@ -78,16 +78,12 @@ fn read(value: &Value, _: About) -> Result<Box<dyn HealthChecker>, SpecError> {
             "expected `NOERROR` or `NXDOMAIN`",
         )
     })?;
-    let list = |path: &str, patterns: &[String]| -> Result<Vec<Regex>, SpecError> {
-        let compile = |(index, pattern): (usize, &String)| regex(&format!("{path}.{index}"), pattern);
-        patterns.iter().enumerate().map(compile).collect()
-    };
     Ok(Box::new(Dns {
         server,
         question: Question::new(name, rtype, Class::IN),
         rcode,
-        matches: list("answer_matches", &spec.answer_matches)?,
-        matches_not: list("answer_matches_not", &spec.answer_matches_not)?,
+        matches: regexes("answer_matches", &spec.answer_matches)?,
+        matches_not: regexes("answer_matches_not", &spec.answer_matches_not)?,
     }))
 }
 

@@ -108,4 +108,10 @@ fn regex(path: &str, pattern: &str) -> Result<regex::bytes::Regex, SpecError> {
     })
 }
 
+/// As [`regex`], of a list.
+fn regexes(path: &str, patterns: &[String]) -> Result<Vec<regex::bytes::Regex>, SpecError> {
+    let compile = |(index, pattern): (usize, &String)| regex(&format!("{path}.{index}"), pattern);
+    patterns.iter().enumerate().map(compile).collect()
+}
+
 type Texts = BTreeMap<String, String>;
