@@ -134,6 +134,8 @@ fn as_json(target: &Target, outcome: &Outcome) -> Value {
         ("phases", Some(Value::Object(phases))),
         ("address", facts.address.map(|address| json!(address.to_string()))),
         ("http_status", facts.http_status.map(Value::from)),
+        ("http_version", facts.http_minor_version.map(|minor| json!(format!("1.{minor}")))),
+        ("tls_version", facts.tls_version.map(Value::from)),
         ("body_bytes", facts.body_bytes.map(Value::from)),
         ("redirects", (facts.redirects > 0).then(|| json!(facts.redirects))),
         ("certificate_until", facts.certificate_until.map(|until| json!(until))),
@@ -171,6 +173,8 @@ fn for_people(target: &Target, outcome: &Outcome, color: bool) -> String {
         facts.address.map(|address| format!("address {address}")),
         facts.http_status.map(|status| format!("status {status}")),
         facts.body_bytes.map(|bytes| format!("body {bytes} bytes")),
+        facts.tls_version.map(str::to_owned),
+        facts.certificate_until.map(|until| format!("certificates until {until}")),
         (facts.redirects > 0).then(|| format!("{} redirects", facts.redirects)),
     ];
     let known: Vec<String> = known.into_iter().flatten().collect();

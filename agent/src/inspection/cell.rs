@@ -14,7 +14,7 @@ use crate::event::{HealthState, WallTime};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum CheckState {
-    /// None was made yet, or the next one waits.
+    /// None was made yet.
     Pending,
     /// It runs.
     Running,

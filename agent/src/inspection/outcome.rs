@@ -174,14 +174,10 @@ impl Failure {
 pub struct Facts {
     /// Where it connected to at last.
     pub address: Option<SocketAddr>,
-    /// Whether a connection of an earlier check was used.
-    pub is_reused: bool,
     /// The last HTTP status.
     pub http_status: Option<u16>,
-    /// The minor version of HTTP/1, or 20 for HTTP/2.
-    pub http_version: Option<u8>,
-    /// What the answer says of its length.
-    pub content_length: Option<u64>,
+    /// The minor version of HTTP/1 in the last answer.
+    pub http_minor_version: Option<u8>,
     /// Bytes of the last body, as they came in.
     pub body_bytes: Option<u64>,
     /// Redirects that were followed.

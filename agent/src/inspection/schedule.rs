@@ -110,10 +110,8 @@ impl Schedule {
         self.active -= 1;
         self.rate -= 1e9 / entry.interval_ns as f64;
         entry.generation += 1;
-        if entry.state == State::Running {
-            entry.state = State::Free;
-        } else {
-            entry.state = State::Free;
+        let before = std::mem::replace(&mut entry.state, State::Free);
+        if before != State::Running {
             self.free.push(index);
         }
     }

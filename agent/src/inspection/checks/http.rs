@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use super::http_answer::{self, Head};
 use super::http_url::Url;
 use super::tls::{self, Stream, Tls};
-use super::{About, CheckKind, Checking, HealthChecker, Kept, SpecError, Texts, fields, regex};
+use super::{About, CheckKind, Checking, HealthChecker, Kept, SpecError, Texts, fields, regex, regexes};
 use crate::inspection::connect::connect;
 use crate::inspection::outcome::{ErrorCode, Failure, Phase};
 use crate::inspection::run::Run;
@@ -104,10 +104,6 @@ fn read_http(value: &Value, about: About) -> Result<Http, SpecError> {
         let expected = format!("expected 0 to {REDIRECTS_MAX}");
         return Err(SpecError::at("redirects", format!("`redirects` is {redirects}"), expected));
     }
-    let list = |path: &str, patterns: &[String]| -> Result<Vec<Regex>, SpecError> {
-        let compile = |(index, pattern): (usize, &String)| regex(&format!("{path}.{index}"), pattern);
-        patterns.iter().enumerate().map(compile).collect()
-    };
     let header_matches = spec
         .header_matches
         .iter()
@@ -116,8 +112,8 @@ fn read_http(value: &Value, about: About) -> Result<Http, SpecError> {
     let more = More {
         headers: header_lines(&spec.headers)?,
         body: spec.body.unwrap_or_default().into(),
-        body_matches: list("body_matches", &spec.body_matches)?,
-        body_matches_not: list("body_matches_not", &spec.body_matches_not)?,
+        body_matches: regexes("body_matches", &spec.body_matches)?,
+        body_matches_not: regexes("body_matches_not", &spec.body_matches_not)?,
         header_matches,
     };
     let status = status_ranges(spec.status.as_ref())?.into();
@@ -291,14 +287,12 @@ impl Http {
     /// Asks on a connection of an earlier check. `None` when it was gone before anything was answered.
     async fn reuse(&self, run: &mut Run, mut stream: Stream) -> Option<Result<Head, Failure>> {
         run.facts.address = stream.peer();
-        run.facts.is_reused = true;
         let asked = self.ask(run, &mut stream, &self.request, &self.method).await;
         match asked {
             Err(failure)
                 if run.facts.http_status.is_none()
                     && matches!(failure.code, ErrorCode::Closed | ErrorCode::Reset) =>
             {
-                run.facts.is_reused = false;
                 None
             }
             Ok(head) => {

@@ -78,11 +78,8 @@ async fn read_into<S: AsyncRead + Unpin>(
         }
     };
     run.facts.http_status = Some(head.status);
-    run.facts.http_version = Some(10 + head.minor_version);
+    run.facts.http_minor_version = Some(head.minor_version);
     let mut bodily = Body::new(head.body, run.shared.response_max_bytes);
-    if let Framing::Length(length) = head.body {
-        run.facts.content_length = Some(length);
-    }
     let mut rest = bodily.take(&buffer[head_bytes..], body.as_deref_mut())?;
     while !bodily.is_whole() {
         buffer.clear();
