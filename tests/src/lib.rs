@@ -12,6 +12,7 @@ pub mod cgroup;
 pub mod command;
 pub mod confine;
 pub mod dnsmasq;
+pub mod grpc_health;
 pub mod http;
 pub mod lines;
 pub mod load;

@@ -42,6 +42,18 @@ impl Nginx {
         Self::start_with(addr, "ssl", &inside)
     }
 
+    /// As [`Self::start`], with HTTP/2: beside HTTP/1.1 where a certificate is given, else alone.
+    ///
+    /// # Errors
+    /// Those of [`Self::start`].
+    pub fn start_http2(signed: Option<&Signed>, locations: &str) -> Result<Self> {
+        let addr = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let Some(signed) = signed else { return Self::start_with(addr, "http2", locations) };
+        let (certificate, key) = (signed.certificate.display(), signed.key.display());
+        let inside = format!("ssl_certificate {certificate}; ssl_certificate_key {key};\n{locations}");
+        Self::start_with(addr, "ssl http2", &inside)
+    }
+
     /// As [`Self::start`], at this address.
     ///
     /// # Errors

@@ -25,7 +25,7 @@ const CONFIG: &str = "/etc/galen/galen.yaml";
                         galen check --config /etc/galen/galen.yaml shop-web\n  \
                         galen check --output json http://127.0.0.1:9936/healthz | jq .phases")]
 pub struct CheckArgs {
-    /// A URL (`http://…`, `tcp://HOST:PORT`, `dns://SERVER/NAME?type=A`), or the name of a target in the configuration
+    /// A URL (`http://…`, `tcp://HOST:PORT`, `dns://SERVER/NAME?type=A`, `grpc://HOST:PORT/SERVICE`), or the name of a target in the configuration
     #[arg(value_name = "TARGET")]
     pub target: String,
     /// What the check may take
@@ -71,6 +71,10 @@ fn read(args: &CheckArgs, settings: config::Inspection) -> Result<(Target, confi
         let spec = match scheme {
             "http" | "https" => json!({ "name": name, "http": { "url": name } }),
             "dns" => dns(name, rest),
+            "grpc" => {
+                let (address, service) = rest.split_once('/').unwrap_or((rest, ""));
+                json!({ "name": name, "grpc": { "address": address, "service": service } })
+            }
             "tcp" => json!({ "name": name, "tcp": { "address": rest.trim_end_matches('/') } }),
             _ => {
                 let known: Vec<_> = KINDS.iter().map(|kind| format!("`{}://`", kind.name)).collect();
@@ -134,7 +138,9 @@ fn as_json(target: &Target, outcome: &Outcome) -> Value {
         ("phases", Some(Value::Object(phases))),
         ("address", facts.address.map(|address| json!(address.to_string()))),
         ("http_status", facts.http_status.map(Value::from)),
-        ("http_version", facts.http_minor_version.map(|minor| json!(format!("1.{minor}")))),
+        ("http_version", facts.http_version.map(Value::from)),
+        ("grpc_status", facts.grpc_status.map(Value::from)),
+        ("serving_status", facts.serving.map(Value::from)),
         ("tls_version", facts.tls_version.map(Value::from)),
         ("body_bytes", facts.body_bytes.map(Value::from)),
         ("redirects", (facts.redirects > 0).then(|| json!(facts.redirects))),
@@ -172,6 +178,8 @@ fn for_people(target: &Target, outcome: &Outcome, color: bool) -> String {
     let known = [
         facts.address.map(|address| format!("address {address}")),
         facts.http_status.map(|status| format!("status {status}")),
+        facts.http_version.map(|version| format!("HTTP/{version}")),
+        facts.serving.map(|serving| format!("serving status {serving}")),
         facts.body_bytes.map(|bytes| format!("body {bytes} bytes")),
         facts.tls_version.map(str::to_owned),
         facts.certificate_until.map(|until| format!("certificates until {until}")),

@@ -107,6 +107,9 @@ error_codes! {
     Header "header" "A header is not as expected.";
     Body "body" "The body, or what was said on the connection, is not as expected.";
     Redirect "redirect" "A redirect leads nowhere, or there are too many.";
+    NotServing "not_serving" "The service says of itself that it does not serve.";
+    UnknownService "unknown_service" "The server does not know the service.";
+    GrpcStatus "grpc_status" "The call ended with another gRPC status than OK.";
     Denied "denied" "The agent is not allowed to look, or to go there.";
     Agent "agent" "The agent itself could not: no descriptor, no port, no memory. It is not held against the target.";
 }
@@ -176,8 +179,12 @@ pub struct Facts {
     pub address: Option<SocketAddr>,
     /// The last HTTP status.
     pub http_status: Option<u16>,
-    /// The minor version of HTTP/1 in the last answer.
-    pub http_minor_version: Option<u8>,
+    /// The version of HTTP of the last answer.
+    pub http_version: Option<&'static str>,
+    /// The status of gRPC, by its number.
+    pub grpc_status: Option<u32>,
+    /// What the service says of itself, by gRPC's name.
+    pub serving: Option<&'static str>,
     /// Bytes of the last body, as they came in.
     pub body_bytes: Option<u64>,
     /// Redirects that were followed.

@@ -22,14 +22,14 @@ location = /round { return 302 /round; }
 location = /secret { return 200 'token=x'; }";
 
 /// A server that does the same with every connection.
-struct Odd {
-    addr: SocketAddr,
+pub(crate) struct Odd {
+    pub(crate) addr: SocketAddr,
     _thread: JoinHandle<()>,
 }
 
 impl Odd {
     /// `answer` gets each connection once its request is in; the thread ends with the process.
-    fn start(
+    pub(crate) fn start(
         answer: impl Fn(&mut TcpStream) -> std::io::Result<()> + Send + Sync + Clone + 'static,
     ) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
@@ -49,17 +49,17 @@ impl Odd {
         Ok(Self { addr, _thread: thread })
     }
 
-    fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("http://{}/", self.addr)
     }
 }
 
 /// An address where nobody listens.
-fn closed() -> Result<SocketAddr> {
+pub(crate) fn closed() -> Result<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
-fn config(targets: &[String]) -> String {
+pub(crate) fn config(targets: &[String]) -> String {
     let lines: String = targets.iter().map(|target| format!("    - {{ {target} }}\n")).collect();
     format!("inspection:\n  interval: 100ms\n  timeout: 500ms\n  targets:\n{lines}")
 }
@@ -70,7 +70,7 @@ fn status(agent: &Agent) -> Result<Value> {
 }
 
 /// The target once it has this state of health.
-fn becomes(agent: &Agent, name: &str, state: &str) -> Result<Value> {
+pub(crate) fn becomes(agent: &Agent, name: &str, state: &str) -> Result<Value> {
     eventually(SOON, format_args!("{name} to be {state}"), || {
         let status = status(agent)?;
         let targets = status["targets"].as_array().context("no targets")?;
@@ -380,7 +380,7 @@ fn one_check_on_the_command_line_tells_phases_and_reason() -> Result<()> {
     ensure!(done.code() == 1 && done.stdout.contains("processing_timeout: after 300 ms"), "{done:?}");
     ensure!(begun.elapsed() < Duration::from_secs(2));
     for (wrong, says) in [
-        ("ftp://h/", "`ftp://` is no check, expected one of `dns://`, `http://`, `tcp://`"),
+        ("ftp://h/", "`ftp://` is no check, expected one of `dns://`, `grpc://`, `http://`, `tcp://`"),
         ("http://", "is no URL"),
         ("tcp://h", "`h` has no port"),
     ] {

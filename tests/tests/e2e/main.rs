@@ -1,7 +1,7 @@
 //! The galen binary on this kernel, as a user has it: every test starts the real agent and makes what it
 //! sees happen.
 //!
-//! Needs root, `ip` (iproute2), containerd with runc, a Prometheus server, nginx, dnsmasq, and a memory controller. Each test has a state folder, a port and cgroups of
+//! Needs root, `ip` (iproute2), containerd with runc, a Prometheus server, nginx, dnsmasq, Python with grpcio, and a memory controller. Each test has a state folder, a port and cgroups of
 //! its own; what another process on the machine does is in other cgroups and disturbs none of them.
 
 mod bad_bytes;
@@ -20,6 +20,7 @@ mod http;
 mod identity;
 mod incidents;
 mod inspection;
+mod inspection_http2;
 mod kernels;
 mod lifecycle;
 mod many_cgroups;

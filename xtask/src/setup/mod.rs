@@ -8,6 +8,7 @@ pub(crate) mod apt;
 pub(crate) mod blackbox_exporter;
 mod compiler;
 pub(crate) mod ebpf_exporter;
+pub(crate) mod grpc_health;
 mod linker;
 pub(crate) mod peers;
 pub(crate) mod server;

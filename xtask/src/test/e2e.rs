@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 use super::{Context, Outcome};
-use crate::setup::{apt, server};
+use crate::setup::{apt, grpc_health, server};
 use crate::{host, package, paths, process};
 
 /// Builds the test programs as the user, and runs each as root.
@@ -25,6 +25,7 @@ pub(super) fn run(context: &Context) -> Result<Outcome> {
     }
     let prometheus = server::program(&server::PROMETHEUS)?;
     let nginx = server::program(&server::NGINX)?;
+    let grpc_python = grpc_health::python()?;
     let programs = test_programs()?;
     if programs.is_empty() {
         bail!("package {} has no test program; its tests lie in tests/", package::TESTS);
@@ -38,6 +39,7 @@ pub(super) fn run(context: &Context) -> Result<Outcome> {
         command.arg(variable("GALEN_WORKLOAD", paths::workload()));
         command.arg(variable("GALEN_PROMETHEUS", prometheus.clone()));
         command.arg(variable("GALEN_NGINX", nginx.clone()));
+        command.arg(variable("GALEN_GRPC_PYTHON", grpc_python.clone()));
         command.arg(variable("CARGO_MANIFEST_DIR", package.clone()));
         // One kernel, one agent at a time: tests that attach probes would see each other's events.
         command.arg(&program).arg("--test-threads=1").args(&context.options.arguments);

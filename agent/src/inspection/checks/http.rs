@@ -1,8 +1,10 @@
-//! HTTP/1: a request, and what the answer is held against.
+//! HTTP: a request, and what the answer is held against.
 
 use std::path::PathBuf;
 use std::rc::Rc;
 
+use ::http::Request;
+use bytes::Bytes;
 use regex::bytes::Regex;
 use serde::Deserialize;
 use serde_json::Value;
@@ -11,8 +13,10 @@ use tokio::net::TcpStream;
 
 use super::http_answer::{self, Head};
 use super::http_url::Url;
-use super::tls::{self, Stream, Tls};
-use super::{About, CheckKind, Checking, HealthChecker, Kept, SpecError, Texts, fields, regex, regexes};
+use super::tls::{self, Alpn, Stream, Tls};
+use super::{
+    About, CheckKind, Checking, HealthChecker, Kept, SpecError, Texts, fields, http2, regex, regexes,
+};
 use crate::inspection::connect::connect;
 use crate::inspection::outcome::{ErrorCode, Failure, Phase};
 use crate::inspection::run::Run;
@@ -29,6 +33,8 @@ struct Spec {
     url: String,
     #[serde(default)]
     method: Option<String>,
+    #[serde(default)]
+    version: Option<Value>,
     #[serde(default)]
     headers: Texts,
     #[serde(default)]
@@ -53,6 +59,7 @@ struct Http {
     /// The request as it goes out; that of a redirect is made when it is needed.
     request: Box<[u8]>,
     method: Box<str>,
+    version: Version,
     is_warm: bool,
     redirects: u32,
     /// Ranges, both ends included; empty for 200 to 299.
@@ -61,6 +68,16 @@ struct Http {
     tls: Option<Box<Tls>>,
     /// Rare, and so not in the way of the others.
     more: Option<Box<More>>,
+}
+
+/// Which version of HTTP is spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Version {
+    /// HTTP/2 where TLS agrees on it, else HTTP/1.1.
+    Auto,
+    Http1,
+    /// Nothing else; without TLS it is known beforehand (RFC 9113, section 3.3).
+    Http2,
 }
 
 /// What few checks have.
@@ -85,8 +102,14 @@ fn read_http(value: &Value, about: About) -> Result<Http, SpecError> {
     if spec.tls.is_some() && !url.is_tls {
         return Err(SpecError::at("tls", "the URL is one of `http`", "expected `https://` in `url`"));
     }
+    let version = version(spec.version.as_ref(), about)?;
     let tls = if url.is_tls {
-        Some(Box::new(Tls::new(&spec.tls.unwrap_or_default(), &url.address.host, "tls")?))
+        let alpn = match version {
+            Version::Auto => Alpn::Either,
+            Version::Http1 => Alpn::None,
+            Version::Http2 => Alpn::Http2,
+        };
+        Some(Box::new(Tls::new(&spec.tls.unwrap_or_default(), &url.address.host, "tls", alpn)?))
     } else {
         None
     };
@@ -120,6 +143,7 @@ fn read_http(value: &Value, about: About) -> Result<Http, SpecError> {
     let mut http = Http {
         request: Box::default(),
         more: more.has_any().then(|| Box::new(more)),
+        version,
         is_warm: about.is_warm,
         tls,
         method: method.into(),
@@ -129,6 +153,30 @@ fn read_http(value: &Value, about: About) -> Result<Http, SpecError> {
     };
     http.request = http.request_for(&http.url, &http.method).into();
     Ok(http)
+}
+
+/// A connection that is kept is one of HTTP/1.1.
+fn version(value: Option<&Value>, about: About) -> Result<Version, SpecError> {
+    let text = match value {
+        None if about.is_warm => return Ok(Version::Http1),
+        None => return Ok(Version::Auto),
+        Some(Value::String(text)) => text.clone(),
+        Some(other) => other.to_string(),
+    };
+    match &*text {
+        "auto" if about.is_warm => Ok(Version::Http1),
+        "auto" => Ok(Version::Auto),
+        "1" | "1.1" => Ok(Version::Http1),
+        "2" | "2.0" if about.is_warm => {
+            let what = "the target is warm, and connections of HTTP/2 are not kept";
+            Err(SpecError::at("version", what, "expected `1.1`, or `warm: false`"))
+        }
+        "2" | "2.0" => Ok(Version::Http2),
+        _ => {
+            let what = format!("`{}` is no version of HTTP", text.escape_debug());
+            Err(SpecError::at("version", what, "expected `1.1`, `2` or `auto`"))
+        }
+    }
 }
 
 /// Header fields as they go out; what would be another field is refused.
@@ -191,14 +239,23 @@ impl More {
         !self.body_matches.is_empty() || !self.body_matches_not.is_empty()
     }
 
-    fn hold_headers(&self, headers: &[httparse::Header<'_>]) -> Result<(), Failure> {
+    /// `any` tells whether a field of this name has a value that matches.
+    fn hold_headers(&self, any: impl Fn(&str, &Regex) -> bool) -> Result<(), Failure> {
         for (name, pattern) in &self.header_matches {
-            let mut values = headers.iter().filter(|header| header.name.eq_ignore_ascii_case(name));
-            if !values.any(|header| pattern.is_match(header.value)) {
+            if !any(name, pattern) {
                 return Err(Failure::new(ErrorCode::Header, format!("`{name}` does not match `{pattern}`")));
             }
         }
         Ok(())
+    }
+
+    /// Holds a body that nothing was done to; one that is compressed is not unpacked, so it cannot grow either.
+    fn hold_coded(&self, coding: Option<&str>, body: &[u8]) -> Result<(), Failure> {
+        if let Some(coding) = coding.filter(|coding| *coding != "identity") {
+            let said = format!("the body is coded as `{coding}`, which was not asked for");
+            return Err(Failure::new(ErrorCode::Body, said));
+        }
+        self.hold_body(body)
     }
 
     fn hold_body(&self, body: &[u8]) -> Result<(), Failure> {
@@ -308,6 +365,9 @@ impl Http {
     async fn fresh(&self, run: &mut Run, url: &Url, request: &[u8], method: &str) -> Result<Head, Failure> {
         let stream = connect(run, &url.address).await?;
         let mut stream = if url.is_tls { self.agree(run, url, stream).await? } else { Stream::Plain(stream) };
+        if self.is_http2(&stream)? {
+            return self.ask2(run, stream, url, method).await;
+        }
         let head = self.ask(run, &mut stream, request, method).await?;
         if self.is_warm && head.is_kept && *url == self.url {
             run.kept = Some(Kept(stream));
@@ -315,12 +375,24 @@ impl Http {
         Ok(head)
     }
 
+    /// Whether HTTP/2 is spoken on this connection.
+    fn is_http2(&self, stream: &Stream) -> Result<bool, Failure> {
+        match (self.version, stream) {
+            (Version::Http1, _) | (Version::Auto, Stream::Plain(_)) => Ok(false),
+            (Version::Http2, Stream::Plain(_)) => Ok(true),
+            (Version::Http2, _) if !stream.is_http2() => {
+                Err(Failure::new(ErrorCode::Protocol, "the server does not choose HTTP/2 (ALPN)"))
+            }
+            _ => Ok(stream.is_http2()),
+        }
+    }
+
     /// Agrees on TLS as the target says, and with another host as is usual.
     async fn agree(&self, run: &mut Run, url: &Url, stream: TcpStream) -> Result<Stream, Failure> {
         match &self.tls {
             Some(tls) if url.address.host == self.url.address.host => tls.agree(run, stream).await,
             _ => {
-                let other = Tls::new(&tls::Spec::default(), &url.address.host, "tls");
+                let other = Tls::new(&tls::Spec::default(), &url.address.host, "tls", Alpn::None);
                 let other = other.map_err(|error| Failure::new(ErrorCode::Redirect, error.what))?;
                 other.agree(run, stream).await
             }
@@ -345,20 +417,62 @@ impl Http {
         let shared = Rc::clone(&run.shared);
         let mut body = if more.looks_at_body() { Some(shared.buffer()) } else { None };
         let mut held = Ok(());
-        let look = &mut |headers: &[httparse::Header<'_>]| held = more.hold_headers(headers);
+        let look = &mut |headers: &[httparse::Header<'_>]| {
+            held = more.hold_headers(|name, pattern| {
+                let mut values = headers.iter().filter(|header| header.name.eq_ignore_ascii_case(name));
+                values.any(|header| pattern.is_match(header.value))
+            });
+        };
         let head = http_answer::read(stream, run, is_head, look, body.as_mut()).await?;
         if head.location.is_none() || !is_redirect(head.status) || self.redirects == 0 {
             held?;
             if let Some(body) = body {
-                if let Some(coding) = head.content_encoding.as_ref().filter(|coding| *coding != "identity") {
-                    let said = format!("the body is coded as `{coding}`, which was not asked for");
-                    return Err(Failure::new(ErrorCode::Body, said));
-                }
-                more.hold_body(&body)?;
+                more.hold_coded(head.content_encoding.as_deref(), &body)?;
                 shared.give_back(body);
             }
         }
         Ok(head)
+    }
+
+    /// As [`Self::ask`], over HTTP/2.
+    async fn ask2(&self, run: &mut Run, stream: Stream, url: &Url, method: &str) -> Result<Head, Failure> {
+        let (request, body) = self.request2(url, method)?;
+        let shared = Rc::clone(&run.shared);
+        let more = self.more.as_deref();
+        let mut kept = more.filter(|more| more.looks_at_body()).map(|_| shared.buffer());
+        let max_bytes = shared.response_max_bytes;
+        let answer = http2::exchange(run, stream, request, body, max_bytes, kept.as_mut()).await?;
+        let head = Head::of_http2(&answer);
+        let Some(more) = more else { return Ok(head) };
+        if head.location.is_none() || !is_redirect(head.status) || self.redirects == 0 {
+            more.hold_headers(|name, pattern| {
+                answer.headers.get_all(name).iter().any(|value| pattern.is_match(value.as_bytes()))
+            })?;
+            if let Some(body) = kept {
+                more.hold_coded(head.content_encoding.as_deref(), &body)?;
+                shared.give_back(body);
+            }
+        }
+        Ok(head)
+    }
+
+    /// The request as HTTP/2 has it: the one of HTTP/1, its first line and `Host` among the pseudo-header fields.
+    fn request2(&self, url: &Url, method: &str) -> Result<(Request<()>, Bytes), Failure> {
+        let wrong = |error: ::http::Error| Failure::new(ErrorCode::Protocol, error.to_string());
+        let written = String::from_utf8(self.request_for(url, method)).unwrap_or_default();
+        let (head, body) = written.split_once("\r\n\r\n").unwrap_or((&written, ""));
+        let mut authority = &*url.authority;
+        let mut request = Request::builder().method(method);
+        for (name, value) in head.split("\r\n").skip(1).filter_map(|line| line.split_once(": ")) {
+            if name.eq_ignore_ascii_case("host") {
+                authority = value;
+            } else if !name.eq_ignore_ascii_case("connection") && !name.eq_ignore_ascii_case("te") {
+                request = request.header(name, value);
+            }
+        }
+        let scheme = if url.is_tls { "https" } else { "http" };
+        let request = request.uri(format!("{scheme}://{authority}{}", url.target)).body(()).map_err(wrong)?;
+        Ok((request, Bytes::copy_from_slice(body.as_bytes())))
     }
 }
 

@@ -25,6 +25,23 @@ pub(super) struct Head {
     body: Framing,
 }
 
+impl Head {
+    /// That of an answer of HTTP/2, read to its end.
+    pub(super) fn of_http2(answer: &super::http2::Answer) -> Self {
+        let text = |name: &str| {
+            answer.headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+        };
+        Self {
+            status: answer.status.as_u16(),
+            minor_version: 0,
+            location: text("location"),
+            content_encoding: text("content-encoding"),
+            is_kept: false,
+            body: Framing::Length(0),
+        }
+    }
+}
+
 /// Where a body ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Framing {
@@ -78,7 +95,7 @@ async fn read_into<S: AsyncRead + Unpin>(
         }
     };
     run.facts.http_status = Some(head.status);
-    run.facts.http_minor_version = Some(head.minor_version);
+    run.facts.http_version = Some(if head.minor_version == 0 { "1.0" } else { "1.1" });
     let mut bodily = Body::new(head.body, run.shared.response_max_bytes);
     let mut rest = bodily.take(&buffer[head_bytes..], body.as_deref_mut())?;
     while !bodily.is_whole() {

@@ -1,7 +1,9 @@
 //! The kinds of checks. A new one is a file here that implements [`HealthChecker`], and a line in [`KINDS`].
 
 mod dns;
+mod grpc;
 mod http;
+mod http2;
 mod http_answer;
 mod http_url;
 mod tcp;
@@ -85,7 +87,7 @@ pub struct CheckKind {
 }
 
 /// All kinds.
-pub const KINDS: &[CheckKind] = &[dns::KIND, http::KIND, tcp::KIND];
+pub const KINDS: &[CheckKind] = &[dns::KIND, grpc::KIND, http::KIND, tcp::KIND];
 
 /// Reads a description's fields; says at which key it is wrong.
 pub(super) fn fields<T: DeserializeOwned>(value: &Value) -> Result<T, SpecError> {

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::tls::{self, Stream, Tls};
+use super::tls::{self, Alpn, Stream, Tls};
 use super::{About, CheckKind, Checking, HealthChecker, SpecError, fields, regex};
 use crate::inspection::connect::{Address, connect};
 use crate::inspection::outcome::{ErrorCode, Failure, Phase};
@@ -39,7 +39,7 @@ fn read(value: &Value, _: About) -> Result<Box<dyn HealthChecker>, SpecError> {
     let address = Address::parse(&spec.address)
         .map_err(|wrong| SpecError::at("address", wrong, "expected one such as `127.0.0.1:5432`"))?;
     let expect = spec.expect.map(|pattern| regex("expect", &pattern)).transpose()?;
-    let tls = spec.tls.map(|tls| Tls::new(&tls, &address.host, "tls")).transpose()?.map(Box::new);
+    let tls = spec.tls.map(|tls| Tls::new(&tls, &address.host, "tls", Alpn::None)).transpose()?.map(Box::new);
     Ok(Box::new(Tcp { address, send: spec.send.map(Into::into), expect, tls }))
 }
 

@@ -52,6 +52,17 @@ pub(super) struct Tls {
     files: Vec<PathBuf>,
 }
 
+/// Which protocols are offered (RFC 7301).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Alpn {
+    /// None is named, which is HTTP/1.1 where HTTP is spoken.
+    None,
+    /// HTTP/2, and HTTP/1.1 for those without.
+    Either,
+    /// HTTP/2.
+    Http2,
+}
+
 /// A connection, with TLS or without.
 #[derive(Debug)]
 pub enum Stream {
@@ -63,7 +74,7 @@ pub enum Stream {
 
 impl Tls {
     /// Reads the files that `spec` names. `path` is the key that holds it.
-    pub(super) fn new(spec: &Spec, host: &str, path: &str) -> Result<Self, SpecError> {
+    pub(super) fn new(spec: &Spec, host: &str, path: &str, alpn: Alpn) -> Result<Self, SpecError> {
         let at = |key: &str| format!("{path}.{key}");
         let name = spec.server_name.as_deref().unwrap_or(host);
         let name = ServerName::try_from(name.to_owned()).map_err(|_| {
@@ -71,8 +82,11 @@ impl Tls {
         })?;
         let is_usual =
             spec.ca.is_none() && spec.certificate.is_none() && spec.key.is_none() && !spec.insecure;
-        let config =
-            if is_usual { usual().map_err(|wrong| SpecError::at(path, wrong, ""))? } else { own(spec, &at)? };
+        let config = if is_usual {
+            usual(alpn).map_err(|wrong| SpecError::at(path, wrong, ""))?
+        } else {
+            own(spec, &at, alpn)?
+        };
         let files = [&spec.ca, &spec.certificate, &spec.key].into_iter().flatten().cloned().collect();
         Ok(Self { config, name, valid_for: spec.valid_for.map(|span| span.0), files })
     }
@@ -140,28 +154,46 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::clone(PROVIDER.get_or_init(|| Arc::new(ring::default_provider())))
 }
 
-/// The system's roots and nothing else, read once: thousands of targets share them.
-fn usual() -> Result<Arc<ClientConfig>, String> {
-    static USUAL: OnceLock<Result<Arc<ClientConfig>, String>> = OnceLock::new();
-    USUAL
+impl Alpn {
+    fn offer(self, config: &mut ClientConfig) {
+        config.alpn_protocols = match self {
+            Self::None => Vec::new(),
+            Self::Either => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+            Self::Http2 => vec![b"h2".to_vec()],
+        };
+    }
+}
+
+type Usual = OnceLock<Result<Arc<ClientConfig>, String>>;
+
+/// The system's roots and nothing else, read once for each offer: thousands of targets share them.
+fn usual(alpn: Alpn) -> Result<Arc<ClientConfig>, String> {
+    static USUAL: [Usual; 3] = [Usual::new(), Usual::new(), Usual::new()];
+    USUAL[alpn as usize]
         .get_or_init(|| {
-            let mut roots = RootCertStore::empty();
-            let found = rustls_native_certs::load_native_certs();
-            roots.add_parsable_certificates(found.certs);
-            if roots.is_empty() {
-                return Err(
-                    "the system has no root certificates: install `ca-certificates`, or set `ca`".to_owned()
-                );
-            }
-            let versions =
-                ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
-            let builder = versions.map_err(|error| error.to_string())?;
-            Ok(Arc::new(builder.with_root_certificates(roots).with_no_client_auth()))
+            let mut config = match alpn {
+                Alpn::None => with_roots_of_the_system()?,
+                _ => ClientConfig::clone(&*usual(Alpn::None)?),
+            };
+            alpn.offer(&mut config);
+            Ok(Arc::new(config))
         })
         .clone()
 }
 
-fn own(spec: &Spec, at: &dyn Fn(&str) -> String) -> Result<Arc<ClientConfig>, SpecError> {
+fn with_roots_of_the_system() -> Result<ClientConfig, String> {
+    let mut roots = RootCertStore::empty();
+    let found = rustls_native_certs::load_native_certs();
+    roots.add_parsable_certificates(found.certs);
+    if roots.is_empty() {
+        return Err("the system has no root certificates: install `ca-certificates`, or set `ca`".to_owned());
+    }
+    let versions = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
+    let builder = versions.map_err(|error| error.to_string())?;
+    Ok(builder.with_root_certificates(roots).with_no_client_auth())
+}
+
+fn own(spec: &Spec, at: &dyn Fn(&str) -> String, alpn: Alpn) -> Result<Arc<ClientConfig>, SpecError> {
     let builder = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .map_err(|error| SpecError::at(&at("ca"), error.to_string(), ""))?;
@@ -186,7 +218,7 @@ fn own(spec: &Spec, at: &dyn Fn(&str) -> String) -> Result<Arc<ClientConfig>, Sp
         }
         builder.with_root_certificates(roots)
     };
-    let config = match (&spec.certificate, &spec.key) {
+    let mut config = match (&spec.certificate, &spec.key) {
         (None, None) => builder.with_no_client_auth(),
         (Some(certificate), Some(key)) => {
             let chain = certificates(certificate, &at("certificate"))?;
@@ -211,6 +243,7 @@ fn own(spec: &Spec, at: &dyn Fn(&str) -> String) -> Result<Arc<ClientConfig>, Sp
             ));
         }
     };
+    alpn.offer(&mut config);
     Ok(Arc::new(config))
 }
 
@@ -276,6 +309,11 @@ impl Stream {
             Self::Tls(stream) => stream.get_ref().0,
         };
         stream.peer_addr().ok()
+    }
+
+    /// Whether the server chose HTTP/2.
+    pub(super) fn is_http2(&self) -> bool {
+        matches!(self, Self::Tls(stream) if stream.get_ref().1.alpn_protocol() == Some(b"h2"))
     }
 }
 
