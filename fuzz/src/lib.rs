@@ -19,6 +19,7 @@ use galen_agent::identity::cri::{CriError, names_in};
 use galen_agent::identity::{self, OomFunctions, ProcessCgroups};
 use galen_agent::incidents::store;
 use galen_agent::incidents::texts::{self, CgroupMemory, Counts, NodeMemory, Pressure, Reports, Vmstat};
+use galen_agent::inspection::checks::{dns_records_in, http_answer_in, serving_status_in};
 use galen_agent::kernel::cgroups::{Hierarchies, memory_hierarchy};
 use galen_agent::kernel::pins::Manifest;
 use galen_agent::kernel::tracefs::Format;
@@ -31,7 +32,7 @@ use galen_agent::sink::{KindSet, text};
 pub type Target = fn(&[u8]);
 
 /// All parsers, by the names of their targets and corpora.
-pub const TARGETS: [(&str, Target); 19] = [
+pub const TARGETS: [(&str, Target); 20] = [
     ("record", record),
     ("btf", btf),
     ("tracefs", tracefs),
@@ -51,6 +52,7 @@ pub const TARGETS: [(&str, Target); 19] = [
     ("template", template),
     ("request", request),
     ("printed", printed),
+    ("checked", checked),
 ];
 
 /// Takes bytes as the agent takes text of others: what is not UTF-8 is replaced.
@@ -368,6 +370,23 @@ pub fn printed(bytes: &[u8]) {
     text::push_escaped(&mut out, &lossy(bytes));
     one_line(&out);
     assert!(!out.contains('\u{202e}'), "a terminal would show it backwards");
+}
+
+/// What targets of checks answer: HTTP/1, the message of gRPC's health service, a name server's records.
+pub fn checked(bytes: &[u8]) {
+    const MAX: u64 = 4096;
+    if let Ok((status, body)) = http_answer_in(bytes, false, MAX) {
+        assert!((100..1000).contains(&status) && body.len() as u64 <= MAX);
+        assert!(body.len() <= bytes.len(), "a body out of nothing");
+    }
+    if let Ok((_, body)) = http_answer_in(bytes, true, MAX) {
+        assert!(body.is_empty(), "an answer to HEAD has no body");
+    }
+    let _ = serving_status_in(bytes);
+    if let Some(records) = dns_records_in(bytes) {
+        // Each takes eleven bytes at least.
+        assert!(records.len() <= bytes.len() / 11, "records out of nothing");
+    }
 }
 
 fn one_line(text: &str) {

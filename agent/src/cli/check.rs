@@ -9,13 +9,16 @@ use serde_json::{Value, json};
 use super::UNUSABLE;
 use super::text::{Format, Table, state_style};
 use crate::config::{self, Config, Loaded, Overrides, Span};
+use crate::inspection;
 use crate::inspection::outcome::Outcome;
 use crate::inspection::target::{self, Target};
-use crate::inspection::{self, checks::KINDS};
 use crate::sink::text::{micros, stdout_takes_color};
 
 /// Where the configuration is looked for that names targets.
 const CONFIG: &str = "/etc/galen/galen.yaml";
+
+/// Checks that a URL describes whole.
+const SCHEMES: [&str; 4] = ["dns", "grpc", "http", "tcp"];
 
 /// Arguments of `galen check`.
 #[derive(Clone, Debug, clap::Args)]
@@ -77,7 +80,7 @@ fn read(args: &CheckArgs, settings: config::Inspection) -> Result<(Target, confi
             }
             "tcp" => json!({ "name": name, "tcp": { "address": rest.trim_end_matches('/') } }),
             _ => {
-                let known: Vec<_> = KINDS.iter().map(|kind| format!("`{}://`", kind.name)).collect();
+                let known: Vec<_> = SCHEMES.iter().map(|scheme| format!("`{scheme}://`")).collect();
                 return Err(vec![format!("`{scheme}://` is no check, expected one of {}", known.join(", "))]);
             }
         };

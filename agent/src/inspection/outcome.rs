@@ -106,6 +106,7 @@ error_codes! {
     Status "status" "The status is not an expected one.";
     Header "header" "A header is not as expected.";
     Body "body" "The body, or what was said on the connection, is not as expected.";
+    Watermark "watermark" "More is used than may be.";
     Redirect "redirect" "A redirect leads nowhere, or there are too many.";
     NotServing "not_serving" "The service says of itself that it does not serve.";
     UnknownService "unknown_service" "The server does not know the service.";

@@ -297,7 +297,7 @@ mod tests {
         );
         let expected = [
             "g.yaml:3:21: unknown key `htp`, did you mean `http`?",
-            "g.yaml:4:5: the target has no check, expected one of `dns`, `grpc`, `http`, `tcp`",
+            "g.yaml:4:5: the target has no check, expected one of `dns`, `grpc`, `http`, `pool`, `tcp`",
             "g.yaml:7:12: `db` does not begin with `http://` or `https://`, expected one such as",
             "g.yaml:8:32: `db` has no port, expected one such as `127.0.0.1:5432`",
             "g.yaml:9:46: unknown field `sent`",

@@ -21,6 +21,7 @@ mod identity;
 mod incidents;
 mod inspection;
 mod inspection_http2;
+mod inspection_json;
 mod kernels;
 mod lifecycle;
 mod many_cgroups;

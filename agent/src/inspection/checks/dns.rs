@@ -167,7 +167,7 @@ impl Dns {
 }
 
 /// The answer's records as a zone file has them.
-fn records(answer: &Message<Vec<u8>>) -> Option<Vec<String>> {
+pub(super) fn records(answer: &Message<Vec<u8>>) -> Option<Vec<String>> {
     let mut lines = Vec::new();
     for record in answer.answer().ok()? {
         let record = record.ok()?.into_record::<AllRecordData<_, _>>().ok()??;

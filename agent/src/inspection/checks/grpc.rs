@@ -149,7 +149,7 @@ impl Grpc {
 }
 
 /// The status in one message with its prefix: a flag for compression, which was not offered, and the length.
-fn status_in(bytes: &[u8]) -> Result<i32, Failure> {
+pub(super) fn status_in(bytes: &[u8]) -> Result<i32, Failure> {
     let malformed = |what: &str| Failure::new(ErrorCode::Protocol, format!("the answer is {what}"));
     let (prefix, message) =
         bytes.split_first_chunk::<PREFIX_BYTES>().ok_or_else(|| malformed("no message"))?;

@@ -15,7 +15,7 @@ use super::http_answer::{self, Head};
 use super::http_url::Url;
 use super::tls::{self, Alpn, Stream, Tls};
 use super::{
-    About, CheckKind, Checking, HealthChecker, Kept, SpecError, Texts, fields, http2, regex, regexes,
+    About, CheckKind, Checking, HealthChecker, Kept, SpecError, Texts, fields, http2, json, regex, regexes,
 };
 use crate::inspection::connect::connect;
 use crate::inspection::outcome::{ErrorCode, Failure, Phase};
@@ -49,6 +49,8 @@ struct Spec {
     body_matches_not: Vec<String>,
     #[serde(default)]
     header_matches: Texts,
+    #[serde(default)]
+    json_matches: Vec<json::Spec>,
     #[serde(default)]
     tls: Option<tls::Spec>,
 }
@@ -88,13 +90,24 @@ struct More {
     body_matches: Vec<Regex>,
     body_matches_not: Vec<Regex>,
     header_matches: Vec<(String, Regex)>,
+    json_matches: Vec<json::Rule>,
+    pool: Option<json::Pool>,
 }
 
 fn read(value: &Value, about: About) -> Result<Box<dyn HealthChecker>, SpecError> {
-    Ok(Box::new(read_http(value, about)?))
+    read_with(value, about, None)
 }
 
-fn read_http(value: &Value, about: About) -> Result<Http, SpecError> {
+/// An HTTP check, which also looks at a pool where one is given.
+pub(super) fn read_with(
+    value: &Value,
+    about: About,
+    pool: Option<json::Pool>,
+) -> Result<Box<dyn HealthChecker>, SpecError> {
+    Ok(Box::new(read_http(value, about, pool)?))
+}
+
+fn read_http(value: &Value, about: About, pool: Option<json::Pool>) -> Result<Http, SpecError> {
     let spec: Spec = fields(value)?;
     let url = Url::parse(&spec.url).map_err(|wrong| {
         SpecError::at("url", wrong, "expected one such as `http://127.0.0.1:8080/health`")
@@ -138,7 +151,12 @@ fn read_http(value: &Value, about: About) -> Result<Http, SpecError> {
         body_matches: regexes("body_matches", &spec.body_matches)?,
         body_matches_not: regexes("body_matches_not", &spec.body_matches_not)?,
         header_matches,
+        json_matches: json::rules("json_matches", spec.json_matches)?,
+        pool,
     };
+    if method == "HEAD" && more.looks_at_body() {
+        return Err(SpecError::at("method", "an answer to `HEAD` has no body to look at", "expected `GET`"));
+    }
     let status = status_ranges(spec.status.as_ref())?.into();
     let mut http = Http {
         request: Box::default(),
@@ -236,7 +254,11 @@ impl More {
     }
 
     fn looks_at_body(&self) -> bool {
-        !self.body_matches.is_empty() || !self.body_matches_not.is_empty()
+        !self.body_matches.is_empty() || !self.body_matches_not.is_empty() || self.looks_at_json()
+    }
+
+    fn looks_at_json(&self) -> bool {
+        !self.json_matches.is_empty() || self.pool.is_some()
     }
 
     /// `any` tells whether a field of this name has a value that matches.
@@ -264,6 +286,11 @@ impl More {
         }
         if let Some(pattern) = self.body_matches_not.iter().find(|pattern| pattern.is_match(body)) {
             return Err(Failure::new(ErrorCode::Body, format!("the body matches `{pattern}`")));
+        }
+        if self.looks_at_json() {
+            let document = json::parse(body)?;
+            self.json_matches.iter().try_for_each(|rule| rule.hold(&document))?;
+            self.pool.as_ref().map_or(Ok(()), |pool| pool.hold(&document))?;
         }
         Ok(())
     }
@@ -513,7 +540,7 @@ mod tests {
 
     fn http(spec: &str) -> Http {
         let spec: Value = serde_json::from_str(spec).unwrap();
-        read_http(&spec, About { is_warm: false }).unwrap()
+        read_http(&spec, About { is_warm: false }, None).unwrap()
     }
 
     #[test]
@@ -553,7 +580,7 @@ mod tests {
             r#"{"url": "http://a/", "redirects": 21}"#,
         ] {
             let spec: Value = serde_json::from_str(wrong).unwrap();
-            assert!(read_http(&spec, About { is_warm: false }).is_err(), "{wrong}");
+            assert!(read_http(&spec, About { is_warm: false }, None).is_err(), "{wrong}");
         }
     }
 }

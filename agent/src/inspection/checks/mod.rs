@@ -6,6 +6,8 @@ mod http;
 mod http2;
 mod http_answer;
 mod http_url;
+mod json;
+mod pool;
 mod tcp;
 mod tls;
 
@@ -87,7 +89,7 @@ pub struct CheckKind {
 }
 
 /// All kinds.
-pub const KINDS: &[CheckKind] = &[dns::KIND, grpc::KIND, http::KIND, tcp::KIND];
+pub const KINDS: &[CheckKind] = &[dns::KIND, grpc::KIND, http::KIND, pool::KIND, tcp::KIND];
 
 /// Reads a description's fields; says at which key it is wrong.
 pub(super) fn fields<T: DeserializeOwned>(value: &Value) -> Result<T, SpecError> {
@@ -117,3 +119,37 @@ fn regexes(path: &str, patterns: &[String]) -> Result<Vec<regex::bytes::Regex>, 
 }
 
 type Texts = BTreeMap<String, String>;
+
+/// What an answer of HTTP/1 that came in whole, and then ended, says: its status and the bytes of its body; for the
+/// tests of the parser alone.
+///
+/// # Errors
+/// Why it is no answer.
+pub fn http_answer_in(bytes: &[u8], is_head: bool, max_bytes: u64) -> Result<(u16, Vec<u8>), Failure> {
+    let resolver = super::resolve::Resolver::new(std::path::Path::new("/nonexistent"));
+    let shared = std::rc::Rc::new(super::run::Shared::new(resolver, max_bytes));
+    let now = std::time::Instant::now();
+    let mut run = Run::begin(shared, None, now, now);
+    let (mut body, mut stream) = (Vec::new(), bytes);
+    let mut pass_over = |_: &[httparse::Header<'_>]| {};
+    let read = http_answer::read(&mut stream, &mut run, is_head, &mut pass_over, Some(&mut body));
+    // A slice is always ready.
+    let head = futures_util::FutureExt::now_or_never(read)
+        .unwrap_or_else(|| Err(Failure::new(super::outcome::ErrorCode::Agent, "it was waited for")))?;
+    Ok((head.status, body))
+}
+
+/// What the message of an answer of `grpc.health.v1` says: the number of the status.
+///
+/// # Errors
+/// Why it is none.
+pub fn serving_status_in(bytes: &[u8]) -> Result<i32, Failure> {
+    grpc::status_in(bytes)
+}
+
+/// The records of a name server's answer, as they are held against what is expected.
+#[must_use]
+pub fn dns_records_in(bytes: &[u8]) -> Option<Vec<String>> {
+    let answer = domain::base::Message::from_octets(bytes.to_vec()).ok()?;
+    dns::records(&answer)
+}
