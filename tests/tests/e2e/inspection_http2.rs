@@ -81,7 +81,11 @@ fn grpc_servers_that_hang_talk_nonsense_or_flood_are_given_up() -> Result<()> {
         stream.write_all(HALF)?;
         stay(stream).map(drop)
     })?;
-    let garbage = Odd::start(|stream| stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n"))?;
+    let garbage = Odd::start(move |stream| {
+        stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")?;
+        // Closed at once, it could be reset before it is read.
+        stay(stream).map(drop)
+    })?;
     let closes = Odd::start(|_| Ok(()))?;
     let fields = Odd::start(move |stream| {
         // A header block without an end, of continuations.
